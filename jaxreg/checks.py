@@ -1,0 +1,68 @@
+"""Trace-time checks shared by the ingredients: one clear sentence, naming the argument, what was expected, what came."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["check_float", "check_hyperparameter", "check_integer_labels", "check_same_shape"]
+
+
+def check_float(name: str, value) -> None:
+  """Raises ValueError unless `value` has a floating-point dtype."""
+  dtype = jnp.result_type(value)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"{name} must be floating point, got dtype {dtype}.")
+
+
+def check_integer_labels(logits, labels, *, axis: int = -1) -> None:
+  """Raises ValueError unless `labels` are integers shaped like `logits` without the class `axis`."""
+  check_float("logits", logits)
+  if jnp.ndim(logits) < 1:
+    raise ValueError("logits must have a class axis, got a scalar.")
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    raise ValueError(f"labels must be integer class indices, got dtype {jnp.result_type(labels)}.")
+  shape = list(jnp.shape(logits))
+  if not -len(shape) <= axis < len(shape):
+    raise ValueError(f"axis must be an axis of logits with shape {tuple(shape)}, got {axis}.")
+  del shape[axis]
+  if jnp.shape(labels) != tuple(shape):
+    raise ValueError(
+      f"labels must have the shape of logits without the class axis, expected {tuple(shape)}, got {jnp.shape(labels)}."
+    )
+
+
+def check_same_shape(**arrays) -> None:
+  """Raises ValueError unless all keyword arrays share one shape."""
+  shapes = {name: jnp.shape(value) for name, value in arrays.items()}
+  if len(set(shapes.values())) > 1:
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise ValueError(f"arrays must have equal shapes, got {listed}.")
+
+
+def check_hyperparameter(name: str, value, low=None, high=None, *, open_low=False, open_high=False) -> None:
+  """Raises ValueError when a Python or NumPy `value` lies outside its domain; traced and device values pass unread.
+
+  Reading a device value would force a transfer on every call, so those are the caller's responsibility.
+
+  Args:
+    name: the argument's name, for the message.
+    value: number, NumPy array or JAX array.
+    low: smallest allowed value, or None.
+    high: largest allowed value, or None.
+    open_low: whether `low` itself is excluded.
+    open_high: whether `high` itself is excluded.
+  """
+  if isinstance(value, jax.Array) or not isinstance(value, (numbers.Number, np.ndarray, np.generic)):
+    return
+  array = np.asarray(value)
+  inside = ~np.isnan(array)
+  if low is not None:
+    inside &= (array > low) if open_low else (array >= low)
+  if high is not None:
+    inside &= (array < high) if open_high else (array <= high)
+  if not inside.all():
+    left = f"{'(' if open_low or low is None else '['}{'-inf' if low is None else low}"
+    right = f"{'inf' if high is None else high}{')' if open_high or high is None else ']'}"
+    raise ValueError(f"{name} must lie in {left}, {right}, got {value}.")

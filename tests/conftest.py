@@ -1,0 +1,50 @@
+"""Shared test set-up: eight virtual CPU devices, the compilation cache, and the golden files."""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+# One cache for all workers and runs: most of the suite's time is compilation.
+_CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+GOLDEN = pathlib.Path(os.environ.get("JAXREG_GOLDEN", pathlib.Path(__file__).parent / "golden"))
+
+
+class Golden:
+  """The cases of one golden file: `cases()` yields (name, arrays by short name, meta of the case)."""
+
+  def __init__(self, slug: str):
+    path = GOLDEN / f"{slug}.npz"
+    if not path.exists():
+      pytest.fail(f"no golden file {path}")
+    with np.load(path, allow_pickle=False) as file:
+      self.arrays = {name: file[name] for name in file.files if name != "meta"}
+      self.meta = json.loads(str(file["meta"]))
+
+  def cases(self, prefix: str = ""):
+    """Every prefix of the file (`case0`, `dist1`, …) that starts with `prefix`, in order of appearance."""
+    names = dict.fromkeys(name.split("_", 1)[0] for name in self.arrays)
+    for case in names:
+      if case.startswith(prefix):
+        arrays = {name.split("_", 1)[1]: value for name, value in self.arrays.items() if name.split("_", 1)[0] == case}
+        yield case, arrays, self.meta.get("cases", {}).get(case, {})
+
+
+@pytest.fixture(scope="session")
+def golden():
+  """`golden("24-ldr")` opens that golden file."""
+  return Golden
+
+
+@pytest.fixture
+def x64():
+  """Runs the test in float64."""
+  with jax.enable_x64(True):
+    yield
