@@ -1,0 +1,24 @@
+"""The harness: a `Task`, `fit` for one run, `sweep` for many, checkpoints and logs. A room never imports it."""
+
+from jaxreg.training.checkpoint import CheckpointError, load_params, predict
+from jaxreg.training.fit import FitResult, NonFiniteError, fit
+from jaxreg.training.mesh import data_mesh, trial_mesh
+from jaxreg.training.sweep import SweepResult, grid, sweep, sweep_settings
+from jaxreg.training.task import Task, TrainState
+
+__all__ = [
+  "CheckpointError",
+  "FitResult",
+  "NonFiniteError",
+  "SweepResult",
+  "Task",
+  "TrainState",
+  "data_mesh",
+  "fit",
+  "grid",
+  "load_params",
+  "predict",
+  "sweep",
+  "sweep_settings",
+  "trial_mesh",
+]

@@ -1,0 +1,78 @@
+"""The only training scan of the package: `run_chunk`; `fit` and `sweep` differ in what they wrap around it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.training.task import Task, TrainState
+
+__all__ = ["batch_ids", "run_chunk"]
+
+
+def batch_ids(key: jax.Array, first_step: jax.Array, *, steps: int, examples: int, batch_size: int) -> jax.Array:
+  """The examples of some consecutive steps: every epoch is a new permutation, its incomplete last batch dropped.
+
+  Args:
+    key: the run's key.
+    first_step: int scalar, the first step's number.
+    steps: static; how many steps.
+    examples: static; size of the data set.
+    batch_size: static; examples per step.
+
+  Returns:
+    int32 `[steps, batch_size]` indices; a function of (key, step) alone, however the steps are cut into chunks.
+  """
+  per_epoch = examples // batch_size
+  first_epoch = first_step // per_epoch
+  epochs = first_epoch + jnp.arange((steps - 1) // per_epoch + 2)
+
+  def permutation(epoch):
+    # One sort of random bits: ties (1 in 2^32 per pair) only keep the order of two examples.
+    bits = jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, 2), epoch), (examples,), jnp.uint32)
+    return jnp.argsort(bits)[: per_epoch * batch_size].astype(jnp.int32)
+
+  batches = jax.vmap(permutation)(epochs).reshape(-1, batch_size)
+  return jax.lax.dynamic_slice_in_dim(batches, first_step - first_epoch * per_epoch, steps)
+
+
+def run_chunk(task: Task, state: TrainState, data: Any, hparams: Mapping[str, Any], steps: int, *, constrain=None):
+  """Takes some steps in one scan.
+
+  Args:
+    task: static.
+    state: where to start.
+    data: the task's arrays, all of them; or, when the task reads a stream, batches stacked along a leading axis of
+      length `steps`.
+    hparams: hyperparameters.
+    steps: static; how many steps.
+    constrain: function applied to every batch (a sharding constraint), or None.
+
+  Returns:
+    The state, the metrics averaged over the steps, and the number of steps before the first non-finite loss.
+  """
+  constrain = constrain or (lambda batch: batch)
+  streamed = callable(task.data)
+  if streamed:
+    inputs, fetch = data, lambda batch: batch
+  else:
+    examples = jax.tree.leaves(data)[0].shape[0]
+    if task.batch_size is None:
+      everything = {**data, "id": jnp.arange(examples, dtype=jnp.int32)}
+      inputs, fetch = None, lambda _: everything
+    else:
+      if task.batch_size > examples:
+        raise ValueError(f"batch_size must be at most the {examples} examples of the data, got {task.batch_size}.")
+      inputs = batch_ids(state.key, state.step, steps=steps, examples=examples, batch_size=task.batch_size)
+
+      def fetch(ids):
+        rows = jax.tree.map(lambda x: x.at[ids].get(mode="promise_in_bounds"), data)
+        return {**rows, "id": ids}
+
+  def body(state, inputs):
+    return task.step(state, constrain(fetch(inputs)), hparams)
+
+  state, metrics = jax.lax.scan(body, state, inputs, length=steps)
+  finite = jnp.cumprod(jnp.isfinite(metrics["loss"]).astype(jnp.int32)).sum()
+  return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), finite
