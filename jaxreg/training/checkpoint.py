@@ -92,10 +92,7 @@ def defect(folder, step: int) -> str | None:
   """What is wrong with a checkpoint, or None if every file is what was written."""
   path = _path(folder, step)
   try:
-    manifest = json.loads((path / "manifest.json").read_text())
-    expected = manifest["files"]
-    if manifest["crc"] != _crc(json.dumps(expected, sort_keys=True).encode()):
-      return "its manifest is damaged"
+    expected = _read_manifest(path)["files"]
   except FileNotFoundError:
     return "it was not finished"
   except (OSError, ValueError, KeyError, TypeError):
@@ -132,7 +129,7 @@ def restore(folder, step: int, like: TrainState) -> tuple[TrainState, dict, byte
       except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / name} does not fit this task: {error}") from error
       fields |= jax.tree.map(lambda leaf, old: jax.random.wrap_key_data(leaf) if _is_key(old) else leaf, plain, tree)
-  manifest = json.loads((path / "manifest.json").read_text())
+  manifest = _read_manifest(path)
   position = path / f"position-{jax.process_index()}"
   if manifest["processes"] != jax.process_count() and any(path.glob("position-*")):
     raise CheckpointError(
@@ -200,14 +197,21 @@ def _plain_keys(tree):
 def _write_manifest(path: pathlib.Path, content: dict) -> None:
   files = sorted(file for file in path.rglob("*") if file.is_file())
   listed = {str(file.relative_to(path)): [file.stat().st_size, _file_crc(file)] for file in files}
-  content = {**content, "files": listed, "crc": _crc(json.dumps(listed, sort_keys=True).encode())}
+  body = json.dumps({**content, "files": listed})
   for file in files:
     _sync(file)
   temporary = path / "manifest.tmp"
-  temporary.write_text(json.dumps(content))
+  temporary.write_text(f"{_crc(body.encode())}\n{body}")
   _sync(temporary)
   os.replace(temporary, path / "manifest.json")
   _sync(path)
+
+
+def _read_manifest(path: pathlib.Path) -> dict:
+  crc, _, body = (path / "manifest.json").read_text().partition("\n")
+  if int(crc) != _crc(body.encode()):
+    raise ValueError("damaged manifest")
+  return json.loads(body)
 
 
 def _sync(path: pathlib.Path) -> None:

@@ -1,0 +1,217 @@
+"""Classification with noisy labels, the task that the recipes of that kind share: same model, data and optimizer, any loss."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxreg.data import bundled, noise
+from jaxreg.losses import comp_sum, early_learning, label_dro
+from jaxreg.metrics import classification
+from jaxreg.models import MLP
+from jaxreg.training import Task
+
+ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+
+
+class LossPart(NamedTuple):
+  """A loss as the task uses it; stateless ones keep an empty state.
+
+  Attributes:
+    init: `(num_examples, num_classes, hparams) -> state`.
+    apply: `(logits, labels, ids, state, hparams, axis_name) -> (values, state)`.
+    hparams: default hyperparameters.
+  """
+
+  init: Callable
+  apply: Callable
+  hparams: Mapping[str, float]
+
+
+def _stateless(loss: Callable, **hparams: float) -> LossPart:
+  def apply(logits, labels, ids, state, hparams, axis_name):
+    del ids, axis_name
+    return loss(logits, labels, hparams), state
+
+  return LossPart(lambda *_: {}, apply, hparams)
+
+
+def _ldr(normalize: str | None) -> LossPart:
+  return _stateless(
+    lambda logits, labels, h: label_dro.ldr_kl_loss(
+      logits, labels, temperature=h["temperature"], margin=h["margin"], normalize=normalize
+    ),
+    temperature=10.0,
+    margin=0.1,
+  )
+
+
+LOSSES: dict[str, LossPart] = {
+  "cross_entropy": _stateless(lambda z, y, h: optax.softmax_cross_entropy_with_integer_labels(z, y)),
+  "gce": _stateless(lambda z, y, h: comp_sum.generalized_cross_entropy_loss(z, y, q=h["q"]), q=0.7),
+  "ldr_kl": _ldr("l1_mean"),
+  "ldr_kl_softplus": _ldr("softplus_mean"),
+  "ldr_kl_raw": _ldr(None),
+  "aldr_kl": LossPart(
+    lambda examples, classes, h: label_dro.aldr_kl_init(examples, temperature=h["temperature"]),
+    lambda z, y, ids, state, h, axis_name: label_dro.aldr_kl_loss(
+      z,
+      y,
+      ids,
+      state=state,
+      initial_temperature=h["temperature"],
+      alpha=h["alpha"],
+      margin=h["margin"],
+      normalize="l1_mean",
+      axis_name=axis_name,
+    ),
+    {"temperature": 10.0, "alpha": 2.0, "margin": 0.1},
+  ),
+  "elr": LossPart(
+    lambda examples, classes, h: early_learning.elr_init(examples, classes),
+    lambda z, y, ids, state, h, axis_name: early_learning.elr_loss(
+      z, y, ids, state=state, momentum=h["momentum"], weight=h["weight"], axis_name=axis_name
+    ),
+    {"momentum": 0.7, "weight": 3.0},
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """What is held equal between losses.
+
+  Attributes:
+    dataset: `digits` (standardised 8 × 8) or `mnist_subset` (5,000 images in [0, 1]).
+    train, valid, test: numbers of examples; the validation labels are as noisy as the training labels.
+    hidden: widths of the hidden layers.
+    activation: `relu` or `tanh`.
+    batch_size: examples per step.
+    epochs: passes over the training set.
+    weight_decay: coupled (L2), on all parameters.
+    decay_at: fractions of training after which the learning rate falls tenfold.
+    split_seed: seed of the split, the same for every run.
+    measure_training: whether to evaluate on the training set too (memorised labels).
+  """
+
+  dataset: str = "mnist_subset"
+  train: int = 4000
+  valid: int = 0
+  test: int = 1000
+  hidden: tuple[int, ...] = (128,)
+  activation: str = "relu"
+  batch_size: int = 100
+  epochs: int = 60
+  weight_decay: float = 0.0
+  decay_at: tuple[float, ...] = ()
+  split_seed: int = 0
+  measure_training: bool = False
+
+  def __post_init__(self):
+    if self.dataset not in ("digits", "mnist_subset"):
+      raise ValueError(f"dataset must be digits or mnist_subset, got {self.dataset!r}.")
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
+    if self.epochs < 1 or not 1 <= self.batch_size <= self.train:
+      raise ValueError(f"epochs must be positive and batch_size in [1, {self.train}], got {self.epochs}, "
+                       f"{self.batch_size}.")
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return self.train // self.batch_size
+
+  @property
+  def steps(self) -> int:
+    return self.epochs * self.steps_per_epoch
+
+
+def noisy_task(problem: Problem, loss: str) -> Task:
+  """The task; hyperparameters are `learning_rate`, `noise_rate` (uniform over all classes) and those of the loss.
+
+  The noise is drawn from the run's key, so that all losses see the same wrong labels at the same seed and rate.
+  """
+  if loss not in LOSSES:
+    raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
+  part = LOSSES[loss]
+  train, valid, test = _splits(problem)
+  classes = int(train["y"].max()) + 1
+  model = MLP((*problem.hidden, classes), activation=ACTIVATIONS[problem.activation],
+              kernel_init=nn.initializers.xavier_normal())
+
+  def corrupt(key, labels, rate):
+    return noise.symmetric_noise(key, jnp.asarray(labels), rate=rate, num_classes=classes)
+
+  def init_params(key, hparams):
+    keys = jax.random.split(key, 3)
+    params = model.init(keys[0], jnp.zeros((1, *train["x"].shape[1:])))["params"]
+    extra = {
+      "labels": corrupt(keys[1], train["y"], hparams["noise_rate"]),
+      "valid_labels": corrupt(keys[2], valid["y"], hparams["noise_rate"]),
+      "loss": part.init(problem.train, classes, hparams),
+    }
+    return params, extra
+
+  def predict(params, extra, inputs):
+    del extra
+    return model.apply({"params": params}, inputs)
+
+  def objective(params, extra, batch, key, hparams, axis_name):
+    del key
+    logits = predict(params, extra, batch["x"])
+    labels = extra["labels"][batch["id"]]
+    values, state = part.apply(logits, labels, batch["id"], extra["loss"], hparams, axis_name)
+    return jnp.mean(values), ({**extra, "loss": state}, {})
+
+  def evaluate(params, extra, hparams):
+    del hparams
+    accuracy = lambda inputs, labels: jnp.mean(predict(params, extra, inputs).argmax(-1) == labels)
+    metrics = {"test_accuracy": accuracy(test["x"], test["y"])}
+    if problem.valid:
+      metrics["noisy_valid_accuracy"] = accuracy(valid["x"], extra["valid_labels"])
+    if problem.measure_training:
+      logits = predict(params, extra, train["x"])
+      metrics |= training_metrics(logits, train["y"], extra["labels"], extra["loss"])
+    return metrics
+
+  def optimizer(hparams):
+    boundaries = {int(fraction * problem.steps): 0.1 for fraction in problem.decay_at}
+    schedule = optax.piecewise_constant_schedule(1.0, boundaries)
+    return optax.chain(
+      optax.add_decayed_weights(problem.weight_decay),
+      optax.trace(0.9),
+      optax.scale_by_schedule(lambda step: -hparams["learning_rate"] * schedule(step)),
+    )
+
+  return Task(
+    init_params=init_params,
+    objective=objective,
+    optimizer=optimizer,
+    data={"x": train["x"]},
+    batch_size=problem.batch_size,
+    hparams={"learning_rate": 0.05, "noise_rate": 0.4, **part.hparams},
+    evaluate_params=evaluate,
+    predict=predict,
+  )
+
+
+def training_metrics(logits, clean, noisy, state: Any) -> dict[str, jax.Array]:
+  """What became of the wrong labels, and what a per-example table of the loss knows about them."""
+  wrong = clean != noisy
+  share = lambda hit: jnp.sum(hit & wrong) / jnp.maximum(jnp.sum(wrong), 1)
+  predicted = logits.argmax(-1)
+  metrics = {"wrong_corrected": share(predicted == clean), "wrong_memorised": share(predicted == noisy)}
+  if isinstance(state, label_dro.ALDRState):
+    metrics["temperature_auroc"] = classification.area_under_roc(state.temperature, wrong)
+  if isinstance(state, early_learning.ELRState):
+    metrics["targets_correct"] = jnp.mean(state.targets.argmax(-1) == clean)
+  return metrics
+
+
+def _splits(problem: Problem):
+  data = bundled.digits() if problem.dataset == "digits" else bundled.mnist_subset()
+  parts = bundled.split(data, sizes=(problem.train, problem.valid, problem.test), seed=problem.split_seed)
+  return bundled.standardize(*parts) if problem.dataset == "digits" else parts
