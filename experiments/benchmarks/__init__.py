@@ -1,0 +1,51 @@
+"""`bench`: side-by-side timings in one process run; each benchmark is a module with `rows(options)` and a `TITLE`."""
+
+import dataclasses
+import importlib
+import pathlib
+
+BENCHMARKS = {
+  "sweep": "many trials as one program against one at a time and against PyTorch",
+  "losses": "forward and backward of every classification loss against optax's cross-entropy",
+  "overhead": "a step of `fit` against a hand-written jitted loop",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to benchmark.
+
+  Attributes:
+    repeats: timed repetitions, of which the fastest counts.
+    commit: write the record next to the ledger's instead of to `runs/`.
+    quick: small sizes, to see that everything runs.
+  """
+
+  repeats: int = 5
+  commit: bool = False
+  quick: bool = False
+
+
+def run(names: list[str], options: Options) -> None:
+  """Runs benchmarks, prints their tables and writes their records."""
+  from rich.console import Console
+  from rich.table import Table
+
+  from experiments import records
+
+  folder = records.RESULTS if options.commit else pathlib.Path("runs")
+  for name in names:
+    module = importlib.import_module(f"experiments.benchmarks.{name}")
+    rows, notes = module.measure(options)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = Table(*columns, title=module.TITLE)
+    for row in rows:
+      table.add_row(*[f"{row[c]:.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns])
+    Console().print(table)
+    for note in notes:
+      print(note)
+    path = folder / f"bench-{name}.json"
+    records.write(path, {"title": module.TITLE, "rows": rows, "notes": notes, **records.environment()})
+    print(f"record: {path}")
+  if options.commit:
+    records.report()
