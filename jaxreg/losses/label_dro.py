@@ -1,0 +1,349 @@
+"""Label-distributionally robust losses: LDR-KL with one temperature, ALDR-KL with one that adapts to each example."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels
+from jaxreg.losses.example_table import check_ids, gather_rows, update_rows
+
+__all__ = [
+  "ALDRState",
+  "NORMALIZATIONS",
+  "aldr_fixed_point",
+  "aldr_kl_init",
+  "aldr_kl_loss",
+  "ldr_kl_loss",
+  "ldr_weights",
+  "normalize_scores",
+]
+
+NORMALIZATIONS = (None, "l1_mean", "softplus_mean")
+
+
+class ALDRState(NamedTuple):
+  """The temperature of every example, `[examples]`."""
+
+  temperature: jax.Array
+
+
+def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Array | None = None) -> jax.Array:
+  """Bounded scores: `z / mean|z|` (`l1_mean`) or `softplus(z) / mean(softplus(z))` (`softplus_mean`) over the last axis.
+
+  A row of zeros stays zero under `l1_mean`.
+
+  >>> import jax.numpy as jnp
+  >>> print(normalize_scores(jnp.array([[3.0, -1.0]]), normalize="l1_mean"))
+  [[ 1.5 -0.5]]
+
+  Args:
+    logits: floating `[..., classes]`.
+    normalize: static; None, `l1_mean` or `softplus_mean`.
+    where: boolean, broadcasting against `logits`: the classes that take part.
+
+  Returns:
+    `[..., classes]`.
+
+  Raises:
+    ValueError: for another `normalize`.
+  """
+  if normalize not in NORMALIZATIONS:
+    raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
+  check_float("logits", logits)
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  scores, mean = _positive_scores(logits.astype(dtype), normalize, where)
+  return (scores / mean).astype(logits.dtype)
+
+
+def ldr_kl_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  *,
+  temperature: float | jax.Array = 1.0,
+  margin: float | jax.Array = 0.0,
+  normalize: str | None = None,
+  axis: int = -1,
+  where: jax.Array | None = None,
+) -> jax.Array:
+  """LDR-KL: `t log mean_k exp((f_k - f_y + margin [k != y]) / t)`, the mean over all classes, `f` the (normalised) logits.
+
+  At `t = 1` and no margin it is cross-entropy less `log(classes)`; `t -> 0` gives the Crammer-Singer hinge and
+  `t = inf` a linear loss that is symmetric, hence robust to uniform label noise, for bounded scores: normalise them.
+
+  >>> import jax.numpy as jnp
+  >>> logits, labels = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([1])
+  >>> [round(ldr_kl_loss(logits, labels, temperature=t, margin=0.1).item(), 2) for t in (0.0, 1.0, float("inf"))]
+  [2.1, 1.16, 0.4]
+
+  Args:
+    logits: floating `[..., classes]`.
+    labels: integers `[...]`.
+    temperature: the paper's lambda, non-negative, 0 and infinity included; a scalar or `[...]`; may be traced.
+    margin: non-negative scalar; may be traced.
+    normalize: static; see `normalize_scores`.
+    axis: the axis of the classes.
+    where: boolean, broadcasting against `logits`: the classes that take part; must include the label.
+
+  Returns:
+    `[...]`, the loss of each example.
+
+  Raises:
+    ValueError: when shapes do not fit or a hyperparameter is out of range.
+
+  Reference: Zhu, Ying, Yang, "Label Distributionally Robust Losses for Multi-class Classification", ICML 2023, the
+    LDR-KL loss.
+  """
+  check_integer_labels(logits, labels, axis=axis)
+  check_hyperparameter("temperature", temperature, low=0)
+  check_hyperparameter("margin", margin, low=0)
+  if normalize not in NORMALIZATIONS:
+    raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  wide = jnp.moveaxis(logits, axis, -1).astype(dtype)
+  if where is not None:
+    where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
+  temperature = jnp.broadcast_to(jnp.asarray(temperature, dtype), labels.shape)
+  value = _ldr_kl(normalize, wide, labels, temperature, jnp.asarray(margin, dtype), where)
+  return value.astype(logits.dtype)
+
+
+def ldr_weights(
+  logits: jax.Array, labels: jax.Array, *, temperature: float | jax.Array = 1.0, margin: float | jax.Array = 0.0
+) -> jax.Array:
+  """The worst-case label distribution `p*` at which LDR-KL takes its maximum: `softmax((f - f_y + margin) / t)`.
+
+  >>> import jax.numpy as jnp
+  >>> print(ldr_weights(jnp.array([[1.0, 1.0]]), jnp.array([0]), temperature=2.0))
+  [[0.5 0.5]]
+
+  Args:
+    logits: floating `[..., classes]`, normalised if the loss is to be.
+    labels: integers `[...]`.
+    temperature: non-negative, 0 and infinity included; a scalar or `[...]`.
+    margin: non-negative scalar.
+
+  Returns:
+    `[..., classes]`, of sum 1.
+
+  Raises:
+    ValueError: when shapes do not fit or a hyperparameter is out of range.
+
+  Reference: Zhu, Ying, Yang, ICML 2023, the maximiser of the LDR-KL loss.
+  """
+  check_integer_labels(logits, labels)
+  check_hyperparameter("temperature", temperature, low=0)
+  check_hyperparameter("margin", margin, low=0)
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  temperature = jnp.broadcast_to(jnp.asarray(temperature, dtype), labels.shape)
+  _, parts = _forward(None, logits.astype(dtype), labels, temperature, jnp.asarray(margin, dtype), None)
+  return parts.weights.astype(logits.dtype)
+
+
+def aldr_kl_init(num_examples: int, *, temperature: float | jax.Array, dtype=jnp.float32) -> ALDRState:
+  """Every example at the initial temperature.
+
+  >>> aldr_kl_init(5, temperature=10.0).temperature.shape
+  (5,)
+
+  Args:
+    num_examples: size of the data set; ids index it.
+    temperature: the paper's lambda_0, positive; may be traced.
+    dtype: storage dtype.
+
+  Returns:
+    An `ALDRState`.
+  """
+  check_hyperparameter("temperature", temperature, low=0, open_low=True)
+  return ALDRState(jnp.full((num_examples,), temperature, dtype))
+
+
+def aldr_kl_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  ids: jax.Array,
+  *,
+  state: ALDRState,
+  initial_temperature: float | jax.Array,
+  alpha: float | jax.Array = 2.0,
+  margin: float | jax.Array = 0.1,
+  normalize: str | None = "l1_mean",
+  floor: float = 1e-5,
+  axis_name: str | None = None,
+) -> tuple[jax.Array, ALDRState]:
+  """ALDR-KL: LDR-KL whose temperature falls for examples that are predicted with confidence, one update per visit.
+
+  `t <- t0 - t0 KL(p || uniform) / (alpha log K)`, with `p` the softmax of `f / t` (without margin, lifted by `floor` and
+  renormalised) and no gradient; the loss is LDR-KL at the new `t` less `alpha log K (t - t0)^2 / (2 t0)`.
+
+  >>> import jax.numpy as jnp
+  >>> state, labels = aldr_kl_init(4, temperature=1.0), jnp.array([0, 1])
+  >>> logits = jnp.array([[5.0, 0.0, -5.0], [0.0, 0.0, 0.0]])
+  >>> for ids in (jnp.array([0, 1]), jnp.array([2, 3])):
+  ...   values, state = aldr_kl_loss(logits, labels, ids, state=state, initial_temperature=1.0)
+  >>> values.shape, (state.temperature < 1).tolist()
+  ((2,), [True, False, True, False])
+
+  Args:
+    logits: floating `[..., classes]`.
+    labels: integers `[...]`.
+    ids: integers `[...]`, each example's index in the data set, none twice in a batch.
+    state: from `aldr_kl_init` or the step before; keep it in checkpoints.
+    initial_temperature: the paper's lambda_0, positive.
+    alpha: greater than 1; temperatures stay in `[t0 (1 - 1 / alpha), t0]`.
+    margin: non-negative.
+    normalize: static; see `normalize_scores`.
+    floor: non-negative, added to every probability in the update.
+    axis_name: static; under `pmap` or `shard_map`, the axis that splits the batch.
+
+  Returns:
+    The loss of each example `[...]`, and the new state.
+
+  Raises:
+    ValueError: when shapes do not fit or a hyperparameter is out of range.
+
+  Reference: Zhu, Ying, Yang, ICML 2023, the ALDR-KL loss; the update follows the official code.
+  """
+  check_integer_labels(logits, labels)
+  check_ids(ids, labels)
+  check_hyperparameter("initial_temperature", initial_temperature, low=0, open_low=True)
+  check_hyperparameter("alpha", alpha, low=1, open_low=True)
+  check_hyperparameter("floor", floor, low=0)
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  wide, start = logits.astype(dtype), jnp.asarray(initial_temperature, dtype)
+  old = gather_rows(state.temperature, ids).astype(dtype)
+  scores = jax.lax.stop_gradient(normalize_scores(wide, normalize=normalize))
+  log_classes = jnp.log(jnp.asarray(logits.shape[-1], dtype))
+  new = _adapted(scores / old[..., None], start, alpha, log_classes, floor)
+  values = ldr_kl_loss(wide, labels, temperature=new, margin=margin, normalize=normalize)
+  values -= alpha * log_classes / (2 * start) * (new - start) ** 2
+  return values.astype(logits.dtype), ALDRState(update_rows(state.temperature, ids, new, axis_name=axis_name))
+
+
+def aldr_fixed_point(
+  differences: jax.Array, *, initial_temperature: float | jax.Array, alpha: float | jax.Array = 2.0, iterations: int = 200
+) -> jax.Array:
+  """The largest solution of `t = t0 - t0 KL(softmax(d / t) || uniform) / (alpha log K)`, by iteration from `t0`.
+
+  >>> import jax.numpy as jnp
+  >>> aldr_fixed_point(jnp.zeros((1, 3)), initial_temperature=2.0).tolist()
+  [2.0]
+
+  Args:
+    differences: `[..., classes]`, scores less the label's score, with or without the margin.
+    initial_temperature: positive.
+    alpha: greater than 1.
+    iterations: static; the iterates decrease monotonically.
+
+  Returns:
+    `[...]`, in `[t0 (1 - 1 / alpha), t0]`.
+
+  Raises:
+    ValueError: when a hyperparameter is out of range.
+
+  Reference: Zhu, Ying, Yang, ICML 2023, stationarity in lambda of the ALDR-KL objective.
+  """
+  check_float("differences", differences)
+  check_hyperparameter("initial_temperature", initial_temperature, low=0, open_low=True)
+  check_hyperparameter("alpha", alpha, low=1, open_low=True)
+  dtype = jnp.promote_types(differences.dtype, jnp.float32)
+  wide, start = differences.astype(dtype), jnp.asarray(initial_temperature, dtype)
+  log_classes = jnp.log(jnp.asarray(differences.shape[-1], dtype))
+  update = lambda _, t: _adapted(wide / t[..., None], start, alpha, log_classes, 0.0)
+  first = jnp.broadcast_to(start, differences.shape[:-1])
+  return jax.lax.fori_loop(0, iterations, update, first).astype(differences.dtype)
+
+
+def _adapted(scaled, start, alpha, log_classes, floor):
+  """The temperature that belongs to the current prediction, `softmax(scaled)`."""
+  classes = scaled.shape[-1]
+  probabilities = jax.nn.softmax(scaled) + floor
+  probabilities /= probabilities.sum(-1, keepdims=True)
+  positive = jnp.where(probabilities > 0, probabilities, 1)
+  divergence = jnp.sum(probabilities * jnp.log(classes * positive), axis=-1)
+  return jnp.maximum(start - start * divergence / (alpha * log_classes), 0)
+
+
+class _Parts(NamedTuple):
+  weights: jax.Array  # p*, [..., classes]
+  label: jax.Array  # whether a class is the label, [..., classes]
+  scores: jax.Array  # before the division by their mean, [..., classes]
+  mean: jax.Array  # what they are divided by, [..., 1]
+  scaled: jax.Array  # (d - max d) / t, [..., classes]
+  log_mean: jax.Array  # log mean exp of it, [..., 1]
+
+
+def _positive_scores(logits, normalize, where):
+  """Scores and the mean by which they are divided; a row of zeros is divided by one."""
+  if normalize is None:
+    return logits, jnp.ones((*logits.shape[:-1], 1), logits.dtype)
+  if normalize == "l1_mean":
+    mean = jnp.mean(jnp.abs(logits), axis=-1, keepdims=True, where=where)
+    return logits, jnp.where(mean > 0, mean, 1)
+  scores = jax.nn.softplus(logits)
+  mean = jnp.mean(scores, axis=-1, keepdims=True, where=where)
+  return scores, jnp.where(mean > 0, mean, 1)
+
+
+def _forward(normalize, logits, labels, temperature, margin, where):
+  dtype = logits.dtype
+  # Inside these bounds the formula with division and multiplication by t covers t = 0 and t = inf to rounding.
+  big = 1e12 if dtype == jnp.float32 else 1e18
+  temperature = jnp.clip(temperature, 1 / big**2, big)[..., None]
+  scores, mean = _positive_scores(logits, normalize, where)
+  label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+  own = jnp.take_along_axis(scores, labels[..., None], axis=-1)
+  differences = jnp.where(label, 0, (scores - own) / mean + margin)
+  if where is not None:
+    differences = jnp.where(where, differences, -jnp.inf)
+  top = jnp.max(differences, axis=-1, keepdims=True)
+  scaled = (differences - top) / temperature
+  powers = jnp.exp(scaled)
+  total = jnp.sum(powers, axis=-1, keepdims=True)
+  classes = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
+  log_mean = jnp.log(total / classes)
+  # log(1 + small) loses the digits that multiplying by a large t would need: use the first two cumulants there.
+  average = jnp.mean(scaled, axis=-1, keepdims=True, where=where)
+  variance = jnp.mean((scaled - average) ** 2, axis=-1, keepdims=True, where=where)
+  log_mean = jnp.where(variance < (1e-5 if dtype == jnp.float32 else 1e-10), average + variance / 2, log_mean)
+  value = (top + temperature * log_mean)[..., 0]
+  return value, _Parts(powers / total, label, scores, mean, scaled, log_mean)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _ldr_kl(normalize, logits, labels, temperature, margin, where):
+  return _forward(normalize, logits, labels, temperature, margin, where)[0]
+
+
+def _ldr_kl_jvp(normalize, primals, tangents):
+  logits, labels, temperature, margin, where = primals
+  logits_dot, _, temperature_dot, margin_dot, _ = tangents
+  value, parts = _forward(normalize, logits, labels, temperature, margin, where)
+  residual = parts.weights - parts.label
+  dot = jnp.zeros_like(value)
+  if not _is_zero(logits_dot):
+    gradient = residual / parts.mean
+    if normalize is not None:
+      count = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
+      shift = jnp.sum(residual * parts.scores, axis=-1, keepdims=True) / (parts.mean**2 * count)
+      if normalize == "l1_mean":
+        gradient -= jnp.sign(logits) * shift
+      else:
+        gradient = jax.nn.sigmoid(logits) * (gradient - shift)
+      if where is not None:
+        gradient = jnp.where(where, gradient, 0)
+    dot += jnp.sum(gradient * logits_dot, axis=-1)
+  if not _is_zero(temperature_dot):
+    finite = jnp.where(parts.weights > 0, parts.scaled, 0)
+    dot -= (jnp.sum(parts.weights * finite, axis=-1) - parts.log_mean[..., 0]) * temperature_dot
+  if not _is_zero(margin_dot):
+    dot += jnp.sum(jnp.where(parts.label, 0, parts.weights), axis=-1) * margin_dot
+  return value, dot
+
+
+def _is_zero(tangent) -> bool:
+  return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+
+
+_ldr_kl.defjvp(_ldr_kl_jvp, symbolic_zeros=True)

@@ -1,0 +1,191 @@
+"""Accuracy and ranking metrics of classifiers, and what becomes of mislabelled training examples."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
+
+__all__ = [
+  "MemorizationFractions",
+  "area_under_roc",
+  "balanced_top_k_accuracy",
+  "memorization_fractions",
+  "top_k_accuracy",
+]
+
+
+class MemorizationFractions(NamedTuple):
+  """Shares of the mislabelled examples, scalars of sum 1: predicted as the true, the given, or another class."""
+
+  correct: jax.Array
+  memorized: jax.Array
+  other: jax.Array
+
+
+def top_k_accuracy(
+  logits: jax.Array, labels: jax.Array, *, k: int | jax.Array = 1, where: jax.Array | None = None
+) -> jax.Array:
+  """The share of examples whose label is among the `k` largest logits.
+
+  Of equal logits the earlier class ranks first, as with `argmax` and `lax.top_k`; NaN ranks above all numbers.
+
+  >>> import jax.numpy as jnp
+  >>> logits, labels = jnp.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), jnp.array([0, 1])
+  >>> [top_k_accuracy(logits, labels, k=k).item() for k in (1, 2)]
+  [0.5, 1.0]
+
+  Args:
+    logits: floating `[..., classes]`, or probabilities.
+    labels: integers `[...]`.
+    k: in [1, classes]; may be traced.
+    where: boolean, of the labels' shape: the examples that count (padding does not).
+
+  Returns:
+    Scalar in [0, 1], of the logits' dtype, float32 at least; NaN without examples.
+
+  Raises:
+    ValueError: when shapes do not fit or `k` is out of range.
+
+  Reference: Lapin, Hein, Schiele, "Top-k Multiclass SVM", NeurIPS 2015, the top-k error.
+  """
+  hits, where = _hits(logits, labels, k, where)
+  return _share(hits, where, _metric_dtype(logits))
+
+
+def balanced_top_k_accuracy(
+  logits: jax.Array, labels: jax.Array, *, k: int | jax.Array = 1, where: jax.Array | None = None
+) -> jax.Array:
+  """The mean over the classes that occur of the class's own top-k accuracy.
+
+  >>> import jax.numpy as jnp
+  >>> logits, labels = jnp.array([[1.0, 0.0]] * 4), jnp.array([0, 0, 0, 1])
+  >>> top_k_accuracy(logits, labels).item(), balanced_top_k_accuracy(logits, labels).item()
+  (0.75, 0.5)
+
+  Args:
+    logits: floating `[..., classes]`, or probabilities.
+    labels: integers `[...]`.
+    k: in [1, classes]; may be traced.
+    where: boolean, of the labels' shape: the examples that count (padding does not).
+
+  Returns:
+    Scalar in [0, 1], of the logits' dtype, float32 at least; NaN without examples.
+
+  Raises:
+    ValueError: when shapes do not fit or `k` is out of range.
+
+  Reference: Brodersen, Ong, Stephan, Buhmann, "The Balanced Accuracy and Its Posterior Distribution", ICPR 2010.
+  """
+  hits, where = _hits(logits, labels, k, where)
+  dtype = _metric_dtype(logits)
+  zeros = jnp.zeros(logits.shape[-1], jnp.int32)
+  count = zeros.at[labels].add(where.astype(jnp.int32))
+  right = zeros.at[labels].add((hits & where).astype(jnp.int32))
+  return jnp.mean(right.astype(dtype) / jnp.maximum(count, 1), where=count > 0)
+
+
+def area_under_roc(scores: jax.Array, positives: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+  """AUROC: the probability that a positive example scores above a negative one, ties counting half.
+
+  >>> import jax.numpy as jnp
+  >>> area_under_roc(jnp.array([0.9, 0.5, 0.5, 0.1]), jnp.array([True, True, False, False])).item()
+  0.875
+
+  Args:
+    scores: floating `[examples]`, larger for positives; infinities are allowed.
+    positives: boolean `[examples]`, or integers of which 0 is negative.
+    where: boolean `[examples]`: the examples that count (padding does not).
+
+  Returns:
+    Scalar in [0, 1], of the scores' dtype, float32 at least; NaN without a positive or a negative, or when a
+    score is NaN.
+
+  Raises:
+    ValueError: when an argument has the wrong dtype, rank or shape.
+
+  Reference: Hanley, McNeil, "The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC) Curve",
+    Radiology 1982, the Wilcoxon statistic.
+  """
+  check_float("scores", scores)
+  if jnp.ndim(scores) != 1:
+    raise ValueError(f"scores must have one axis, got shape {jnp.shape(scores)}; use vmap for more.")
+  check_same_shape(scores=scores, positives=positives)
+  if jnp.issubdtype(jnp.result_type(positives), jnp.inexact):
+    raise ValueError(f"positives must be boolean or integer, got dtype {jnp.result_type(positives)}.")
+  where = _example_mask(where, positives)
+  dtype = _metric_dtype(scores)
+  positive, negative = (positives != 0) & where, (positives == 0) & where
+  order = jnp.argsort(scores)
+  ranked = scores[order]
+  # negatives_before[i]: how many negatives are among the i smallest scores, in exact integers.
+  negatives_before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(negative[order].astype(jnp.int32))])
+  below = negatives_before[jnp.searchsorted(ranked, scores, side="left")]
+  not_above = negatives_before[jnp.searchsorted(ranked, scores, side="right")]
+  wins = (below.astype(dtype) + not_above.astype(dtype)) / 2
+  area = jnp.mean(wins / jnp.sum(negative), where=positive)
+  return jnp.where(jnp.any(jnp.isnan(scores) & where), jnp.nan, area)
+
+
+def memorization_fractions(
+  logits: jax.Array, labels: jax.Array, true_labels: jax.Array, *, where: jax.Array | None = None
+) -> MemorizationFractions:
+  """How the examples with a wrong label are predicted: correctly, as the wrong label says (memorized), or otherwise.
+
+  >>> import jax.numpy as jnp
+  >>> logits, labels, true_labels = jnp.eye(3), jnp.array([0, 1, 2]), jnp.array([1, 1, 0])
+  >>> memorized = memorization_fractions(logits, labels, true_labels)
+  >>> memorized.correct.item(), memorized.memorized.item(), memorized.other.item()
+  (0.0, 1.0, 0.0)
+
+  Args:
+    logits: floating `[..., classes]`, or probabilities.
+    labels: integers `[...]`: the given, partly wrong labels.
+    true_labels: integers `[...]`.
+    where: boolean, of the labels' shape: the examples that count (padding does not).
+
+  Returns:
+    `MemorizationFractions`, of the logits' dtype, float32 at least; NaN when no example is mislabelled.
+
+  Raises:
+    ValueError: when shapes or dtypes do not fit.
+
+  Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning Regularization Prevents Memorization of Noisy
+    Labels", NeurIPS 2020, Figure 1.
+  """
+  check_integer_labels(logits, labels)
+  check_same_shape(labels=labels, true_labels=true_labels)
+  if not jnp.issubdtype(jnp.result_type(true_labels), jnp.integer):
+    raise ValueError(f"true_labels must be integer class indices, got dtype {jnp.result_type(true_labels)}.")
+  wrong = (labels != true_labels) & _example_mask(where, labels)
+  predicted = jnp.argmax(logits, axis=-1)
+  correct, memorized = predicted == true_labels, predicted == labels
+  outcomes = (correct, memorized, ~correct & ~memorized)
+  return MemorizationFractions(*(_share(outcome, wrong, _metric_dtype(logits)) for outcome in outcomes))
+
+
+def _hits(logits, labels, k, where):
+  """Whether each label is in the top k, and the mask of examples."""
+  check_integer_labels(logits, labels)
+  check_hyperparameter("k", k, low=1, high=logits.shape[-1])
+  own = jnp.take_along_axis(logits, labels[..., None], axis=-1)
+  classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+  # Negated, so that a NaN logit counts as ahead and a diverged network scores nothing.
+  ahead = ~(logits <= own) | ((logits == own) & (classes < labels[..., None]))
+  return jnp.sum(ahead, axis=-1) < k, _example_mask(where, labels)
+
+
+def _example_mask(where, labels):
+  if where is None:
+    return jnp.ones(jnp.shape(labels), bool)
+  check_same_shape(where=where, labels=labels)
+  return jnp.asarray(where, bool)
+
+
+def _share(outcome, where, dtype):
+  return jnp.mean(outcome.astype(dtype), where=where)
+
+
+def _metric_dtype(array):
+  return jnp.promote_types(array.dtype, jnp.float32)

@@ -1,0 +1,143 @@
+"""Orthogonal gradients (perpGrad, OrthoGrad): the component that only rescales the weights is taken out of each step."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxreg.checks import check_hyperparameter, check_same_shape
+
+__all__ = ["orthogonal", "orthogonalize_gradients"]
+
+
+def orthogonalize_gradients(
+  *, per_leaf: bool = True, renormalize: bool = True, eps: float | jax.Array = 1e-30
+) -> optax.GradientTransformationExtraArgs:
+  """Removes from the gradient its component along the weights, `o = g - <w, g> / (<w, w> + eps) w`.
+
+  With `renormalize` the result is `o ||g|| / (||o|| + eps)`, which keeps the gradient's length. Chain it before the
+  base optimizer. Where a tensor is zero its gradient passes unchanged. Where gradient and weights are parallel, `o` is
+  rounding noise that `renormalize` blows up to full size (or zero in a tensor of one element): leave biases, scales and
+  scalars out with `optax.masked`. Weight decay in the base optimizer moves the weights radially again.
+
+  Sums are taken over entries divided by the largest, so that gradients far below 1e-19, whose squares a float32 cannot
+  hold, keep their direction and size.
+
+  >>> import jax, jax.numpy as jnp, optax
+  >>> tx = optax.chain(orthogonalize_gradients(), optax.sgd(0.1))
+  >>> params = {"w": jnp.array([3.0, 4.0])}
+  >>> state = tx.init(params)
+  >>> for _ in range(3):
+  ...   grads = {"w": params["w"] - 1}
+  ...   updates, state = tx.update(grads, state, params)
+  ...   print(abs(float(updates["w"] @ params["w"])) < 1e-5)
+  ...   params = optax.apply_updates(params, updates)
+  True
+  True
+  True
+
+  Args:
+    per_leaf: static; True projects every tensor on its own (the official code), False the whole tree as one vector (the
+      paper's equation).
+    renormalize: static; whether the norm of the gradient (of each tensor, or of the whole tree) is restored.
+    eps: non-negative; added to the squared norm of the weights and to the norm of the projection, both measured in units
+      of the largest entry (of the weights and of the gradient); may be traced.
+
+  Returns:
+    A stateless transformation whose `update` needs `params`.
+
+  Raises:
+    ValueError: when `eps` is negative, `params` is missing, or a gradient's shape is not its parameter's.
+
+  Reference: Prieto, Barsbey, Mediano, Birdal, "Grokking at the Edge of Numerical Stability", ICLR 2025, Definition 7 and
+    equation 12; the per-tensor, renormalized form is that of their code.
+  """
+  check_hyperparameter("eps", eps, low=0)
+
+  def update(updates, state, params=None, **extra_args):
+    del extra_args
+    if params is None:
+      raise ValueError("params must be given to the update of orthogonalize_gradients, got None.")
+    gradients, structure = jax.tree.flatten(updates, is_leaf=_is_none)
+    weights = structure.flatten_up_to(params)
+    present = [index for index, gradient in enumerate(gradients) if gradient is not None]
+    for index in present:
+      check_same_shape(updates=gradients[index], params=weights[index])
+    for indices in [[index] for index in present] if per_leaf else [present]:
+      projected = _project([gradients[i] for i in indices], [weights[i] for i in indices], renormalize, eps)
+      for index, value in zip(indices, projected):
+        gradients[index] = value
+    return structure.unflatten(gradients), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def orthogonal(
+  base_optimizer: optax.GradientTransformation,
+  *,
+  per_leaf: bool = True,
+  renormalize: bool = True,
+  eps: float | jax.Array = 1e-30,
+) -> optax.GradientTransformationExtraArgs:
+  """`base_optimizer` fed with orthogonalized gradients: `chain(orthogonalize_gradients(...), base_optimizer)`.
+
+  >>> import jax.numpy as jnp, optax
+  >>> tx = orthogonal(optax.sgd(0.5))
+  >>> params = jnp.array([2.0, 0.0])
+  >>> state = tx.init(params)
+  >>> updates, state = tx.update(jnp.array([0.0, 1.0]), state, params)
+  >>> updates.tolist()
+  [0.0, -0.5]
+
+  Args:
+    base_optimizer: any optax optimizer.
+    per_leaf: as in `orthogonalize_gradients`.
+    renormalize: as in `orthogonalize_gradients`.
+    eps: as in `orthogonalize_gradients`.
+
+  Returns:
+    The chained transformation.
+
+  Raises:
+    ValueError: as `orthogonalize_gradients`.
+
+  Reference: Prieto, Barsbey, Mediano, Birdal, "Grokking at the Edge of Numerical Stability", ICLR 2025, Section 5.
+  """
+  return optax.with_extra_args_support(
+    optax.chain(orthogonalize_gradients(per_leaf=per_leaf, renormalize=renormalize, eps=eps), base_optimizer)
+  )
+
+
+def _is_none(node):
+  return node is None
+
+
+def _project(gradients, weights, renormalize, eps):
+  """The orthogonalized `gradients`, a list of tensors treated as one vector."""
+  directions, size = _scaled(gradients)
+  weights, _ = _scaled(weights)
+  squared_norm = _inner(weights, weights) + eps
+  # A zero tensor has no direction to remove, also when eps is 0.
+  squared_norm = jnp.where(squared_norm > 0, squared_norm, 1)
+  projected = directions
+  for _ in range(2):  # the second pass removes what rounding leaves of a nearly parallel gradient
+    share = _inner(weights, projected) / squared_norm
+    projected = [o - share * w for o, w in zip(projected, weights)]
+  if renormalize:
+    length = jnp.sqrt(_inner(projected, projected)) + eps
+    size = size * jnp.sqrt(_inner(directions, directions)) / jnp.where(length > 0, length, 1)
+  return [(o * size).astype(g.dtype) for o, g in zip(projected, gradients)]
+
+
+def _scaled(tensors):
+  """The tensors divided by their largest absolute entry, in float32 or better, and that entry."""
+  if not tensors:
+    return [], jnp.ones(())
+  dtype = jnp.promote_types(jnp.result_type(*tensors), jnp.float32)
+  tensors = [jnp.asarray(tensor).astype(dtype) for tensor in tensors]
+  size = jnp.max(jnp.stack([jnp.max(jnp.abs(tensor), initial=0) for tensor in tensors]))
+  size = jnp.where(size >= jnp.finfo(dtype).tiny, size, 1)
+  return [tensor / size for tensor in tensors], size
+
+
+def _inner(a, b):
+  return sum((jnp.sum(x * y) for x, y in zip(a, b)), jnp.zeros(()))

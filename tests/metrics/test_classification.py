@@ -1,0 +1,156 @@
+"""Classification metrics against scikit-learn, `lax.top_k` and counting."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies
+from hypothesis.extra import numpy as arrays
+from jax.sharding import NamedSharding, PartitionSpec
+from sklearn import metrics as sklearn_metrics
+
+from jaxreg.metrics.classification import (
+  area_under_roc,
+  balanced_top_k_accuracy,
+  memorization_fractions,
+  top_k_accuracy,
+)
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.integers(-2, 3, (64, 5)).astype(np.float32)  # few values, hence many ties
+LABELS = RNG.integers(0, 4, 64)  # class 4 does not occur
+top_k, balanced, auroc = jax.jit(top_k_accuracy), jax.jit(balanced_top_k_accuracy), jax.jit(area_under_roc)
+
+
+@pytest.mark.parametrize("k", range(1, 6))
+def test_top_k_agrees_with_lax_top_k(k):
+  hits = np.any(jax.lax.top_k(LOGITS, k)[1] == LABELS[:, None], axis=-1)
+  np.testing.assert_allclose(top_k(LOGITS, LABELS, k=k), hits.mean(), rtol=1e-6)
+  by_class = [hits[LABELS == y].mean() for y in np.unique(LABELS)]
+  np.testing.assert_allclose(balanced(LOGITS, LABELS, k=k), np.mean(by_class), rtol=1e-6)
+
+
+def test_top_one_agrees_with_scikit_learn():
+  predicted = LOGITS.argmax(-1)
+  np.testing.assert_allclose(top_k(LOGITS, LABELS), sklearn_metrics.accuracy_score(LABELS, predicted), rtol=1e-6)
+  # scikit-learn, too, leaves out classes that no label has.
+  present = LOGITS[:, :4]
+  expected = sklearn_metrics.balanced_accuracy_score(LABELS, present.argmax(-1))
+  np.testing.assert_allclose(balanced(present, LABELS), expected, rtol=1e-6)
+
+
+def test_nan_logits_score_nothing():
+  logits = jnp.array([[jnp.nan] * 3, [5.0, jnp.nan, 0.0], [5.0, 1.0, 0.0]])
+  assert top_k(logits, jnp.zeros(3, jnp.int32)) == pytest.approx(1 / 3)
+  assert top_k(jnp.full((2, 3), jnp.nan), jnp.zeros(2, jnp.int32), k=3) == 0
+
+
+def test_masked_examples_do_not_count():
+  where = np.arange(64) < 40
+  for metric in (top_k, balanced):
+    np.testing.assert_allclose(metric(LOGITS, LABELS, where=where), metric(LOGITS[:40], LABELS[:40]), rtol=1e-6)
+  scores, positives = LOGITS[:, 0], LABELS == 0
+  np.testing.assert_allclose(auroc(scores, positives, where=where), auroc(scores[:40], positives[:40]), rtol=1e-6)
+  poisoned = jnp.where(where, scores, jnp.nan)  # padding may hold anything
+  np.testing.assert_allclose(auroc(poisoned, positives, where=where), auroc(scores[:40], positives[:40]), rtol=1e-6)
+
+
+def test_leading_axes_are_all_examples():
+  np.testing.assert_allclose(top_k(LOGITS.reshape(4, 16, 5), LABELS.reshape(4, 16)), top_k(LOGITS, LABELS), rtol=1e-6)
+  np.testing.assert_allclose(
+    balanced(LOGITS.reshape(4, 16, 5), LABELS.reshape(4, 16)), balanced(LOGITS, LABELS), rtol=1e-6
+  )
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+  scores=arrays.arrays(
+    np.float32,
+    (12,),
+    elements=strategies.sampled_from([-np.inf, -1e30, -1.0, -1e-30, -0.0, 0.0, 1.0, 1.0000001, 1e30, np.inf]),
+  ),
+  positives=arrays.arrays(np.bool_, (12,)),
+)
+def test_area_under_roc_counts_pairs(scores, positives):
+  value = auroc(scores, positives)
+  if positives.all() or not positives.any():
+    assert np.isnan(value)
+    return
+  up, down = scores[positives][:, None], scores[~positives][None]
+  np.testing.assert_allclose(value, np.mean((up > down) + 0.5 * (up == down)), rtol=1e-6)
+  np.testing.assert_allclose(auroc(-scores, positives), 1 - value, atol=1e-6)
+  np.testing.assert_allclose(auroc(scores, positives.astype(np.int32)), value)
+
+
+def test_area_under_roc_agrees_with_scikit_learn():
+  scores = RNG.integers(0, 40, 500).astype(np.float32)
+  positives = RNG.random(500) < 0.3
+  np.testing.assert_allclose(auroc(scores, positives), sklearn_metrics.roc_auc_score(positives, scores), rtol=1e-6)
+
+
+def test_area_under_roc_of_a_nan_score_is_nan():
+  assert np.isnan(auroc(jnp.array([0.0, jnp.nan, 1.0]), jnp.array([False, True, True])))
+
+
+def test_area_under_roc_stays_exact_on_many_examples():
+  """Sums of ranks leave float32's integers at a few thousand examples; counts do not."""
+  n = 200_000
+  scores, positives = np.arange(n, dtype=np.float32), np.arange(n) % 2 == 1
+  np.testing.assert_allclose(auroc(scores, positives), 0.5 + 1 / n, rtol=1e-6)
+
+
+def test_memorization_fractions():
+  logits = jnp.eye(4)[jnp.array([0, 1, 2, 3, 0, 1])]  # predictions 0 1 2 3 0 1
+  labels = jnp.array([0, 1, 0, 1, 0, 2])
+  true_labels = jnp.array([0, 0, 2, 0, 3, 0])
+  fractions = jax.jit(memorization_fractions)(logits, labels, true_labels)
+  # Mislabelled: 1 memorized, 2 correct, 3 other, 4 memorized, 5 other.
+  np.testing.assert_allclose(fractions, (0.2, 0.4, 0.4), rtol=1e-6)
+  masked = memorization_fractions(logits, labels, true_labels, where=jnp.arange(6) < 3)
+  np.testing.assert_allclose(masked, (0.5, 0.5, 0.0), rtol=1e-6)
+  assert all(np.isnan(share) for share in memorization_fractions(logits, labels, labels))
+
+
+def test_traced_k_vmap_and_devices():
+  ks = jnp.arange(1, 6)
+  alone = [top_k(LOGITS, LABELS, k=k) for k in ks]
+  np.testing.assert_allclose(jax.vmap(lambda k: top_k_accuracy(LOGITS, LABELS, k=k))(ks), alone, rtol=1e-6)
+  sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+  logits, labels = jax.device_put((LOGITS, LABELS), sharding)
+  np.testing.assert_allclose(top_k(logits, labels), top_k(LOGITS, LABELS), rtol=1e-6)
+  np.testing.assert_allclose(balanced(logits, labels), balanced(LOGITS, LABELS), rtol=1e-6)
+  np.testing.assert_allclose(auroc(logits[:, 0], labels == 0), auroc(LOGITS[:, 0], LABELS == 0), rtol=1e-6)
+  per_device = jax.pmap(area_under_roc)(LOGITS[:, 0].reshape(8, 8), LABELS.reshape(8, 8) < 2)
+  looped = [auroc(s, p) for s, p in zip(LOGITS[:, 0].reshape(8, 8), LABELS.reshape(8, 8) < 2)]
+  np.testing.assert_allclose(per_device, looped, rtol=1e-6)
+
+
+def test_dtypes():
+  assert top_k(LOGITS.astype(jnp.bfloat16), LABELS).dtype == jnp.float32
+  assert auroc(LOGITS[:, 0].astype(jnp.bfloat16), LABELS == 0).dtype == jnp.float32
+
+
+def test_dtypes_in_float64(x64):
+  assert top_k_accuracy(LOGITS.astype(np.float64), LABELS).dtype == jnp.float64
+  assert area_under_roc(LOGITS[:, 0].astype(np.float64), LABELS == 0).dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+  "call, message",
+  [
+    (lambda: top_k_accuracy(LOGITS, LABELS[:, None]), "labels must have the shape"),
+    (lambda: top_k_accuracy(LOGITS, LABELS, k=6), "k must lie in"),
+    (lambda: balanced_top_k_accuracy(LOGITS, LABELS, k=0), "k must lie in"),
+    (lambda: top_k_accuracy(LOGITS, LABELS, where=np.ones((64, 1), bool)), "equal shapes"),
+    (lambda: area_under_roc(LOGITS, LOGITS > 0), "one axis"),
+    (lambda: area_under_roc(LOGITS[:, 0], LABELS[:5] > 0), "equal shapes"),
+    (lambda: area_under_roc(LOGITS[:, 0], LOGITS[:, 1]), "boolean or integer"),
+    (lambda: area_under_roc(LABELS, LABELS > 0), "scores must be floating"),
+    (lambda: memorization_fractions(LOGITS, LABELS, LABELS[:5]), "equal shapes"),
+    (lambda: memorization_fractions(LOGITS, LABELS, LOGITS[:, 0]), "true_labels must be integer"),
+  ],
+)
+def test_bad_input_is_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
