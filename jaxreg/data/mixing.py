@@ -49,6 +49,7 @@ def mixup(
   if jnp.ndim(inputs) < 1 or jnp.ndim(targets) < 1 or inputs.shape[0] != targets.shape[0]:
     shapes = f"{jnp.shape(inputs)} and {jnp.shape(targets)}"
     raise ValueError(f"inputs and targets must share a leading batch axis, got shapes {shapes}.")
+  inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
   draw, shuffle = jax.random.split(key)
   dtype = jnp.promote_types(jnp.promote_types(inputs.dtype, targets.dtype), jnp.float32)
   alpha = jnp.asarray(alpha, dtype)

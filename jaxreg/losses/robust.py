@@ -53,7 +53,7 @@ def truncated_generalized_cross_entropy_loss(
     q: in [0, 1]; 0 is truncated cross-entropy; may be traced.
     threshold: the paper's k, in [0, 1); 0 truncates nothing; may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -96,7 +96,7 @@ def symmetric_cross_entropy_loss(
     balance: b in [0, 1]; the paper's alpha and beta are `1 - b` and `b` up to a common factor; may be traced.
     log_zero: the paper's A, at most 0: stands for the logarithm of the label distribution's zeros; may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -129,7 +129,7 @@ def mean_absolute_error_loss(
     logits: floating `[..., classes]`.
     labels: integers `[...]`.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example, in [0, 2].
@@ -154,7 +154,7 @@ def brier_loss(logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: j
     logits: floating `[..., classes]`.
     labels: integers `[...]`.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example, in [0, 2].
@@ -193,7 +193,7 @@ def jensen_shannon_loss(
     labels: integers `[...]`.
     label_weight: the paper's pi_1, in (0, 1); may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example; bounded.
@@ -228,7 +228,7 @@ def normalized_cross_entropy_loss(
     logits: floating `[..., classes]`, two classes at least.
     labels: integers `[...]`.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example, in [0, 1]; its sum over all labels is 1. Zero when one class only takes part.
@@ -265,7 +265,7 @@ def reverse_cross_entropy_loss(
     labels: integers `[...]`.
     log_zero: the papers' A, at most 0; may be traced. The default is `log(1e-4)`.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example, in `[0, -log_zero]`.
@@ -302,7 +302,7 @@ def asymmetric_generalized_cross_entropy_loss(
     offset: the paper's a, non-negative; may be traced.
     q: positive; may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -344,7 +344,7 @@ def asymmetric_unhinged_loss(
     offset: the paper's a, greater than 1; may be traced.
     q: positive; may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -386,7 +386,7 @@ def nce_rce_loss(
     passive_weight: the paper's beta, non-negative; may be traced.
     log_zero: see `reverse_cross_entropy_loss`.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -427,7 +427,7 @@ def nce_agce_loss(
     offset: see `asymmetric_generalized_cross_entropy_loss`.
     q: see `asymmetric_generalized_cross_entropy_loss`.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -467,7 +467,7 @@ def nce_aul_loss(
     offset: see `asymmetric_unhinged_loss`.
     q: see `asymmetric_unhinged_loss`.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -501,7 +501,7 @@ def crammer_singer_loss(
     labels: integers `[...]`.
     margin: non-negative; may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -536,7 +536,7 @@ def weston_watkins_loss(
     labels: integers `[...]`.
     margin: non-negative; may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example.
@@ -570,7 +570,7 @@ def robust_log_loss(
     labels: integers `[...]`.
     alpha: positive; may be traced.
     axis: the axis of the classes.
-    where: boolean, broadcasting against `logits`: the classes that take part.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
 
   Returns:
     `[...]`, the loss of each example, non-negative; its sum over all labels is `classes * log((a + 1) / a)`.
@@ -594,7 +594,7 @@ def robust_log_loss(
 def _wide(logits, labels, axis):
   """Checked logits in the dtype of the computation."""
   check_integer_labels(logits, labels, axis=axis)
-  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _label_log_probability(logits, labels, axis, where):
@@ -609,8 +609,8 @@ def _classes_last(logits, labels, axis, where):
   wide = jnp.moveaxis(_wide(logits, labels, axis), axis, -1)
   if where is not None:
     where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
-  classes = jax.lax.broadcasted_iota(labels.dtype, wide.shape, wide.ndim - 1)
-  return wide, classes == labels[..., None], where
+  label = jnp.arange(wide.shape[-1]) == jnp.expand_dims(labels, -1)
+  return wide, label, where
 
 
 def _margin_violations(logits, labels, margin, axis, where):

@@ -9,6 +9,8 @@ __all__ = ["log_stablemax", "stablemax", "stablemax_cross_entropy", "stablemax_c
 
 # Below every remapped logit (they lie within +-710 even in float64), so that its exponential is 0.
 _EXCLUDED = -1e4
+# The largest logit where no class takes part; not the lowest float, whose s is subnormal and flushed to zero.
+_NO_LOGIT = -1e30
 
 
 def stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
@@ -160,14 +162,12 @@ def _log_probabilities(z, included):
 
 
 def _largest(z, included):
-  return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, where=included, initial=-jnp.finfo(z.dtype).max))
+  return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, where=included, initial=_NO_LOGIT))
 
 
 def _s(z):
   positive = z >= 0
-  # The smallest values are kept above the subnormal numbers, which devices flush to zero.
-  reciprocal = jnp.maximum(1 / (1 - jnp.where(positive, 0, z)), jnp.finfo(z.dtype).tiny)
-  return jnp.where(positive, 1 + jnp.where(positive, z, 0), reciprocal)
+  return jnp.where(positive, 1 + jnp.where(positive, z, 0), 1 / (1 - jnp.where(positive, 0, z)))
 
 
 def _ratio_to_largest(z, included, largest):

@@ -40,7 +40,7 @@ def top_k_accuracy(
     logits: floating `[..., classes]`, or probabilities.
     labels: integers `[...]`.
     k: in [1, classes]; may be traced.
-    where: boolean, of the labels' shape: the examples that count (padding does not).
+    where: boolean, of the labels' shape: the examples that count.
 
   Returns:
     Scalar in [0, 1], of the logits' dtype, float32 at least; NaN without examples.
@@ -68,7 +68,7 @@ def balanced_top_k_accuracy(
     logits: floating `[..., classes]`, or probabilities.
     labels: integers `[...]`.
     k: in [1, classes]; may be traced.
-    where: boolean, of the labels' shape: the examples that count (padding does not).
+    where: boolean, of the labels' shape: the examples that count.
 
   Returns:
     Scalar in [0, 1], of the logits' dtype, float32 at least; NaN without examples.
@@ -96,7 +96,7 @@ def area_under_roc(scores: jax.Array, positives: jax.Array, *, where: jax.Array 
   Args:
     scores: floating `[examples]`, larger for positives; infinities are allowed.
     positives: boolean `[examples]`, or integers of which 0 is negative.
-    where: boolean `[examples]`: the examples that count (padding does not).
+    where: boolean `[examples]`: the examples that count.
 
   Returns:
     Scalar in [0, 1], of the scores' dtype, float32 at least; NaN without a positive or a negative, or when a
@@ -143,7 +143,7 @@ def memorization_fractions(
     logits: floating `[..., classes]`, or probabilities.
     labels: integers `[...]`: the given, partly wrong labels.
     true_labels: integers `[...]`.
-    where: boolean, of the labels' shape: the examples that count (padding does not).
+    where: boolean, of the labels' shape: the examples that count.
 
   Returns:
     `MemorizationFractions`, of the logits' dtype, float32 at least; NaN when no example is mislabelled.
@@ -169,10 +169,11 @@ def _hits(logits, labels, k, where):
   """Whether each label is in the top k, and the mask of examples."""
   check_integer_labels(logits, labels)
   check_hyperparameter("k", k, low=1, high=logits.shape[-1])
-  own = jnp.take_along_axis(logits, labels[..., None], axis=-1)
-  classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+  label = jnp.expand_dims(labels, -1)
+  own = jnp.take_along_axis(logits, label, axis=-1)
+  classes = jnp.arange(logits.shape[-1])
   # Negated, so that a NaN logit counts as ahead and a diverged network scores nothing.
-  ahead = ~(logits <= own) | ((logits == own) & (classes < labels[..., None]))
+  ahead = ~(logits <= own) | ((logits == own) & (classes < label))
   return jnp.sum(ahead, axis=-1) < k, _example_mask(where, labels)
 
 

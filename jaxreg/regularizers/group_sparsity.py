@@ -1,8 +1,8 @@
 """Group sparsity: the k-group envelope (WGSEF) and the group lasso, their proximal operators, and removal of groups.
 
-Groups are given by integer ids. `values` is an array or a pytree of arrays, `groups` has the same structure, and its ids
-have the rank of their array with each axis full or of length 1 (then constant along it). Entries of all arrays with the
-same id form one group, so that a neuron can be its kernel's column together with its bias.
+Groups are given by integer ids. `values` is an array or a pytree of arrays, `groups` has the same structure, and its
+ids have the rank of their array with each axis full or of length 1 (then constant along it). Entries of all arrays with
+the same id form one group, so that a neuron can be its kernel's column together with its bias.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,10 +35,10 @@ def wgsef(values, groups, *, k: int | jax.Array, weights=None, num_groups: int |
   """Weighted group sparse envelope: the convex envelope of half the squared norm on "at most `k` groups are non-zero".
 
   With `b_j = sqrt(d_j) ||x_j||` sorted downwards it is `(sum_{j <= n} b_j^2 + (k - n) T^2) / 2`, where
-  `T = sum_{j > n} b_j / (k - n)` and `n < k` is the number of groups above `T`; equally the minimum over `u` in [0, 1] with
-  `sum u <= k` of `sum_j b_j^2 / (2 u_j)`. `k = 1` is half the squared group lasso, `k = num_groups` ridge. Its gradient
-  `d_j x_j / u_j` is taken as 0 at zero groups; second derivatives are not supported. Used by gradient descent it makes
-  groups small but not zero: that needs `prox_wgsef`.
+  `T = sum_{j > n} b_j / (k - n)` and `n < k` is the number of groups above `T`; equally the minimum over `u` in [0, 1]
+  with `sum u <= k` of `sum_j b_j^2 / (2 u_j)`. `k = 1` is half the squared group lasso, `k = num_groups` ridge. Its
+  gradient `d_j x_j / u_j` is taken as 0 at zero groups; second derivatives are not supported. Gradient descent on it
+  makes groups small but not zero: that needs `prox_wgsef`.
 
   >>> import jax.numpy as jnp
   >>> values, groups = jnp.array([3.0, 4.0, 1.0]), jnp.array([0, 0, 1])
@@ -136,9 +136,9 @@ def prox_wgsef(
   """Proximal operator of `lam * wgsef`, `z_j = y_j u_j / (u_j + lam d_j)`.
 
   Here `u_j = clip(tau a_j - lam d_j, 0, 1)` with `a_j = sqrt(d_j) ||y_j||` and the `tau` at which they sum to `k`; all
-  `u_j` are 1 when at most `k` groups are non-zero. Weak groups become exactly zero. `tau` is bracketed by bisection over
-  the sorted breakpoints and then solved on its linear piece, so that derivatives in `values`, `lam` and `weights` are
-  exact wherever the operator is differentiable.
+  `u_j` are 1 when at most `k` groups are non-zero. Weak groups become exactly zero. `tau` is bracketed by bisection
+  over the sorted breakpoints and then solved on its linear piece, so that derivatives in `values`, `lam` and `weights`
+  are exact wherever the operator is differentiable.
 
   >>> import jax.numpy as jnp
   >>> prox_wgsef(jnp.array([4.0, -4.0, 0.5]), jnp.arange(3), k=2, lam=1.0).tolist()
@@ -163,6 +163,8 @@ def prox_wgsef(
   _check_k(k)
   check_hyperparameter("lam", lam, low=0)
   num_groups = _number_of_groups(groups, weights, num_groups)
+  if num_groups == 0:
+    return values
   weights = _weights(weights, num_groups)
   norms = _safe_sqrt(weights * _squared_norms(values, groups, num_groups))
   cost = weights.astype(norms.dtype) * lam
@@ -190,7 +192,8 @@ def group_lasso(values, groups, *, weights=None, num_groups: int | None = None) 
   Raises:
     ValueError: when a weight is not positive or ids do not fit the values.
 
-  Reference: Yuan, Lin, "Model Selection and Estimation in Regression with Grouped Variables", JRSS B 2006, equation 2.1.
+  Reference: Yuan, Lin, "Model Selection and Estimation in Regression with Grouped Variables", JRSS B 2006, equation
+    2.1.
   """
   num_groups = _number_of_groups(groups, weights, num_groups)
   squared = _weights(weights, num_groups) * _squared_norms(values, groups, num_groups)
@@ -232,8 +235,8 @@ def group_ids(values, *, kind: str):
 
   | kind | a group is | ids follow |
   | --- | --- | --- |
-  | "filter", "neuron" | all that feeds one output: a filter of an HWIO kernel, a column of a dense kernel, its bias | the last axis |
-  | "channel" | all that one input channel or unit feeds | the last axis but one |
+  | "filter", "neuron" | what feeds one output: a filter (HWIO), a dense column, its bias | the last axis |
+  | "channel" | what one input channel or unit feeds | the last axis but one |
   | "shape" | one position of the filters, across all filters | all axes but the last |
   | "element" | one entry | all axes |
 
@@ -252,9 +255,11 @@ def group_ids(values, *, kind: str):
     NumPy int32 ids in the structure of `values`, ready for every function of this module.
 
   Raises:
-    ValueError: when `kind` is unknown, a tensor's rank is too small for it, or tensors have different numbers of groups.
+    ValueError: when `kind` is unknown, a tensor's rank is too small for it, or tensors differ in their number of
+      groups.
 
-  Reference: Wen, Wu, Wang, Chen, Li, "Learning Structured Sparsity in Deep Neural Networks", NeurIPS 2016, Section 3.2.
+  Reference: Wen, Wu, Wang, Chen, Li, "Learning Structured Sparsity in Deep Neural Networks", NeurIPS 2016, Section
+    3.2.
   """
   ids = jax.tree.map(lambda tensor: _tensor_ids(jnp.shape(tensor), kind), values)
   counts = {leaf.size for leaf in jax.tree.leaves(ids)}
@@ -413,8 +418,9 @@ def compact_pair(first: Mapping, second: Mapping) -> tuple[dict, dict]:
   """Removes the outputs of a layer that are zero, and the inputs of the next layer that they fed.
 
   An output goes when its kernel entries and its bias are all zero; it then contributes nothing as long as whatever lies
-  between the layers maps zero to zero (ReLU, pooling). Dense after dense, convolution (HWIO) after convolution, and dense
-  after a flattened convolution (whose channels vary fastest) all work. Shapes depend on the values: not under `jit`.
+  between the layers maps zero to zero (ReLU, pooling). Dense after dense, convolution (HWIO) after convolution, and
+  dense after a flattened convolution (whose channels vary fastest) all work. Shapes depend on the values: not under
+  `jit`.
 
   >>> import jax.numpy as jnp
   >>> first = {"kernel": jnp.array([[1.0, 0.0, 2.0]]), "bias": jnp.zeros(3)}
@@ -430,8 +436,8 @@ def compact_pair(first: Mapping, second: Mapping) -> tuple[dict, dict]:
     `(first, second)` without the zero outputs.
 
   Raises:
-    ValueError: when the second kernel's inputs are not a multiple of the first one's outputs, or an entry of `first` has
-      another length.
+    ValueError: when the second kernel's inputs are not a multiple of the first one's outputs, or an entry of `first`
+      has another length.
 
   Reference: Refael, Arbel, Huleihel, arXiv 2212.12921 (step 4 of card 49).
   """
@@ -503,7 +509,7 @@ def _prox_minimizer(norms, cost, k):
   group that moves is then kept.
   """
   few = jnp.sum(norms > 0) <= k
-  capped, active = jax.lax.stop_gradient(_pieces(norms, cost, k))
+  capped, active = _pieces(jax.lax.stop_gradient(norms), jax.lax.stop_gradient(cost), k)
   slope = jnp.sum(jnp.where(active, norms, 0))
   level = k - jnp.sum(capped) + jnp.sum(jnp.where(active, cost, 0))
   tau = level / jnp.where(slope > 0, slope, 1)

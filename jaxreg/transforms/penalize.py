@@ -65,7 +65,7 @@ def penalize(
         return None
       check_same_shape(updates=update, params=parameter)
       dtype = jnp.promote_types(jnp.result_type(update), jnp.float32)
-      return (update.astype(dtype) + factor * gradient.astype(dtype)).astype(jnp.result_type(update))
+      return (jnp.asarray(update, dtype) + factor * jnp.asarray(gradient, dtype)).astype(jnp.result_type(update))
 
     if jax.tree.leaves(updates):
       _check_scalar(penalty, params)

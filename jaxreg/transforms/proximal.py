@@ -25,10 +25,10 @@ def proximal(
   """Ends an optimizer's step with a proximal one, `p <- prox(p + v, learning_rate)` for the update `v`.
 
   With `prox(x, t) = argmin_z ||z - x||^2 / (2 t) + penalty(z)` and plain SGD before it, this is the proximal gradient
-  method for `loss + penalty`; the loss's gradient must not contain the penalty. It comes last in the chain and needs the
-  learning rate (or the same schedule) that the optimizer before it uses, because a step of that length scales the
-  penalty. After Adam and other adaptive methods the scalar rate is a heuristic: the exact operator would use their metric.
-  A ramp of the penalty's strength is a factor in the schedule given here.
+  method for `loss + penalty`; the loss's gradient must not contain the penalty. It comes last in the chain and needs
+  the learning rate (or the same schedule) that the optimizer before it uses, because a step of that length scales the
+  penalty. After Adam and other adaptive methods the scalar rate is a heuristic: the exact operator would use their
+  metric. A ramp of the penalty's strength is a factor in the schedule given here.
 
   >>> import jax.numpy as jnp, optax
   >>> soft_threshold = lambda x, step: jnp.sign(x) * jnp.maximum(jnp.abs(x) - step * 2.0, 0)
@@ -43,9 +43,9 @@ def proximal(
   ([0.6, 0.0], 0.1)
 
   Args:
-    prox: function of `(parameters, step_size)` that returns the parameters' proximal point, or a prefix of the parameters'
-      tree whose leaves are such functions or None (no penalty). Each function receives the whole subtree below it, in
-      float32 or better, so that a group may spread over several tensors (a kernel and its bias).
+    prox: function of `(parameters, step_size)` that returns the parameters' proximal point, or a prefix of the
+      parameters' tree whose leaves are such functions or None (no penalty). Each function receives the whole subtree
+      below it, in float32 or better, so that a group may spread over several tensors (a kernel and its bias).
     learning_rate: step size handed to the operators: a number, a traced scalar, or a schedule of the number of updates.
 
   Returns:
@@ -53,8 +53,8 @@ def proximal(
     parameter's and the update's dtype, so that a parameter that shall be zero becomes exactly zero.
 
   Raises:
-    ValueError: when `learning_rate` is negative, `prox` holds something else than functions and None, `params` is missing,
-      or the shapes of updates, parameters and proximal points differ.
+    ValueError: when `learning_rate` is negative, `prox` holds something else than functions and None, `params` is
+      missing, or the shapes of updates, parameters and proximal points differ.
 
   Reference: Parikh, Boyd, "Proximal Algorithms", Foundations and Trends in Optimization 2014, Section 4.2.
   """
@@ -85,9 +85,9 @@ def half_space_projection(
 ) -> optax.GradientTransformationExtraArgs:
   """Zeroes every group whose step leaves its half-space, `<p_j + v_j, p_j> < epsilon ||p_j||^2`.
 
-  A group that turns around has crossed the origin, where the penalty wants it. Optional companion of `proximal`, chained
-  after it for the time when training has settled (`optax.conditionally_transform` delays it). Groups that are zero already
-  take their step.
+  A group that turns around has crossed the origin, where the penalty wants it. Optional companion of `proximal`,
+  chained after it for the time when training has settled (`optax.conditionally_transform` delays it). Groups that are
+  zero already take their step.
 
   >>> import jax.numpy as jnp, optax
   >>> tx = optax.chain(optax.sgd(1.0), half_space_projection("neuron"))
@@ -108,11 +108,11 @@ def half_space_projection(
     A stateless transformation whose `update` needs `params`.
 
   Raises:
-    ValueError: when `epsilon` is outside [0, 1), `params` is missing, shapes of updates and parameters differ, or a kind
-      does not fit its tensor.
+    ValueError: when `epsilon` is outside [0, 1), `params` is missing, shapes of updates and parameters differ, or a
+      kind does not fit its tensor.
 
-  Reference: Dai, Chen, Wang, Robinson, "An Adaptive Half-Space Projection Method for Stochastic Optimization Problems with
-    Group Sparse Regularization", TMLR 2023 (unverified: the rule is card 49's).
+  Reference: Dai, Chen, Wang, Robinson, "An Adaptive Half-Space Projection Method for Stochastic Optimization Problems
+    with Group Sparse Regularization", TMLR 2023 (unverified: the rule is card 49's).
   """
   check_hyperparameter("epsilon", epsilon, low=0, high=1, open_high=True)
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from hypothesis import strategies
 from hypothesis.extra import numpy as arrays
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import rel_entr, softmax
 
 from jaxreg.losses import robust
@@ -97,19 +97,15 @@ RNG = np.random.default_rng(0)
 LOGITS, LABELS = 2 * RNG.normal(size=(8, 5)), RNG.integers(0, 5, 8)
 
 
+@functools.cache
 def compiled(name):
   """One compiled loss with all its hyperparameters traced."""
-  return _compiled(name)
-
-
-@functools.cache
-def _compiled(name):
   loss = getattr(robust, name)
   return jax.jit(lambda logits, labels, hparams: loss(logits, labels, **hparams))
 
 
 @functools.cache
-def _gradient(name):
+def compiled_gradient(name):
   loss = getattr(robust, name)
   return jax.jit(jax.grad(lambda logits, labels, hparams: loss(logits, labels, **hparams).sum(dtype=jnp.float32)))
 
@@ -132,7 +128,7 @@ def test_definition_jit_and_vmap(name, x64):
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient_is_that_of_the_values(name, x64):
   hparams, _ = LOSSES[name]
-  gradient = _gradient(name)(jnp.asarray(LOGITS), LABELS, hparams)
+  gradient = compiled_gradient(name)(jnp.asarray(LOGITS), LABELS, hparams)
   step = 1e-6
   differences = np.zeros_like(LOGITS)
   for k in range(LOGITS.shape[1]):
@@ -162,7 +158,7 @@ def test_finite_at_extremes(name, dtype):
   logits = jnp.asarray(np.repeat(rows, 4, axis=0), dtype)
   labels = np.tile(np.arange(4), len(rows))
   hparams, _ = LOSSES[name]
-  values, gradient = compiled(name)(logits, labels, hparams), _gradient(name)(logits, labels, hparams)
+  values, gradient = compiled(name)(logits, labels, hparams), compiled_gradient(name)(logits, labels, hparams)
   assert values.dtype == gradient.dtype == logits.dtype
   assert np.all(np.isfinite(values)) and np.all(np.isfinite(gradient))
   assert np.all(values >= -1e-6)
@@ -176,7 +172,7 @@ def test_properties(name, data):
   elements = strategies.floats(-1e4, 1e4, width=32)
   logits = data.draw(arrays.arrays(np.float32, (3, 4), elements=elements))
   labels = data.draw(arrays.arrays(np.int32, (3,), elements=strategies.integers(0, 3)))
-  values, gradient = compiled(name)(logits, labels, hparams), _gradient(name)(logits, labels, hparams)
+  values, gradient = compiled(name)(logits, labels, hparams), compiled_gradient(name)(logits, labels, hparams)
   assert np.all(np.isfinite(values)) and np.all(np.isfinite(gradient)) and np.all(values >= -1e-6)
   permuted = compiled(name)(logits[:, ::-1], 3 - labels, hparams)  # class names carry no meaning
   np.testing.assert_allclose(permuted, values, rtol=1e-4, atol=1e-5)
@@ -197,7 +193,7 @@ def test_eight_devices(name):
   expected = compiled(name)(logits, LABELS, hparams)
   loss = functools.partial(getattr(robust, name), **hparams)
   np.testing.assert_allclose(jax.pmap(loss)(logits[:, None], LABELS[:, None])[:, 0], expected, rtol=1e-6)
-  sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+  sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
   placed = jax.device_put((logits, LABELS), sharding)
   np.testing.assert_allclose(compiled(name)(*placed, hparams), expected, rtol=1e-6)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 from hypothesis.extra import numpy as arrays
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn import metrics as sklearn_metrics
 
 from jaxreg.metrics.classification import (
@@ -116,7 +116,7 @@ def test_traced_k_vmap_and_devices():
   ks = jnp.arange(1, 6)
   alone = [top_k(LOGITS, LABELS, k=k) for k in ks]
   np.testing.assert_allclose(jax.vmap(lambda k: top_k_accuracy(LOGITS, LABELS, k=k))(ks), alone, rtol=1e-6)
-  sharding = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data"))
+  sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
   logits, labels = jax.device_put((LOGITS, LABELS), sharding)
   np.testing.assert_allclose(top_k(logits, labels), top_k(LOGITS, LABELS), rtol=1e-6)
   np.testing.assert_allclose(balanced(logits, labels), balanced(LOGITS, LABELS), rtol=1e-6)
