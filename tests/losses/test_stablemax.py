@@ -33,7 +33,7 @@ def test_golden_grokking_stability_stablemax(golden, x64):
     close(stablemax(logits), case["out_s"] / case["out_s"].sum(axis=-1, keepdims=True))
     close(log_stablemax(logits), case["out_logstablemax"])
     close(stablemax_cross_entropy(logits, labels), case["out_loss_none"])
-    mean, gradient = jax.value_and_grad(lambda z: stablemax_cross_entropy(z, labels).mean())(logits)
+    mean, gradient = jax.value_and_grad(lambda z, y: stablemax_cross_entropy(z, y).mean())(logits, labels)
     close(mean, case["out_loss_mean"])
     close(gradient, case["grad_logits"])
 
@@ -136,8 +136,9 @@ def test_axis_and_where(x64):
   )
   for loss, targets in losses:
     sliced = targets if targets is y else targets[:, :3]
-    found, gradient = jax.value_and_grad(lambda z: loss(z, targets, axis=1, where=kept).sum())(z)
-    expected, expected_gradient = jax.value_and_grad(lambda z: loss(z, sliced, axis=1).sum())(z[:, :3])
+    total = lambda z, targets, loss=loss, **options: loss(z, targets, axis=1, **options).sum()
+    found, gradient = jax.value_and_grad(total)(z, targets, where=kept)
+    expected, expected_gradient = jax.value_and_grad(total)(z[:, :3], sliced)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     np.testing.assert_allclose(gradient[:, :3], expected_gradient, atol=1e-12)
     assert (gradient[:, 3:] == 0).all()
