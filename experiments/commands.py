@@ -114,9 +114,7 @@ def run(arguments: list[str]) -> int:
   _start(options.distributed)
   from jaxreg.training import fit
 
-  task = module.build(config).replace(
-    accumulate=options.accumulate, precision=options.precision, remat=options.remat
-  )
+  task = module.build(config).replace(accumulate=options.accumulate, precision=options.precision, remat=options.remat)
   arguments = module.run_options(config)
   if options.steps:
     arguments |= {"steps": options.steps}
@@ -207,16 +205,18 @@ def check(module: types.ModuleType, name: str, config, options: VerifyOptions) -
   judged = []
   for claim in module.CLAIMS:
     result = claims.judge(claim, measurements)
-    judged.append({
-      "name": claim.name,
-      "sentence": claim.sentence,
-      "measured": claim.measured,
-      "condition": claim.condition,
-      "values": result.values,
-      "mean": result.mean,
-      "interval": [result.low, result.high],
-      "verdict": result.verdict,
-    })
+    judged.append(
+      {
+        "name": claim.name,
+        "sentence": claim.sentence,
+        "measured": claim.measured,
+        "condition": claim.condition,
+        "values": result.values,
+        "mean": result.mean,
+        "interval": [result.low, result.high],
+        "verdict": result.verdict,
+      }
+    )
   record = {
     "recipe": name,
     "card": module.CARD,
@@ -240,8 +240,9 @@ def print_record(record: dict) -> None:
   table = Table("claim", "condition", "mean", "95 % interval", "verdict", title=record["recipe"])
   for claim in record["claims"]:
     low, high = claim["interval"]
-    table.add_row(claim["sentence"], claim["condition"], f"{claim['mean']:.4g}", f"[{low:.4g}, {high:.4g}]",
-                  claim["verdict"])
+    table.add_row(
+      claim["sentence"], claim["condition"], f"{claim['mean']:.4g}", f"[{low:.4g}, {high:.4g}]", claim["verdict"]
+    )
   Console().print(table)
 
 
@@ -283,8 +284,10 @@ def _parse(command: str, arguments: list[str], options_type):
   words, flags = _leading(arguments)
   if not words or len(words) > 2:
     if set(flags) & {"-h", "--help"}:
-      print(f"usage: python -m experiments {command} NAME [PRESET] [flags]; NAME is one of "
-            f"{', '.join(registry.entries())}.\nWith a NAME, --help lists the flags.")
+      print(
+        f"usage: python -m experiments {command} NAME [PRESET] [flags]; NAME is one of "
+        f"{', '.join(registry.entries())}.\nWith a NAME, --help lists the flags."
+      )
       sys.exit(0)
     raise ValueError(f"{command} needs a recipe's name and perhaps a preset, got {' '.join(words) or 'nothing'}.")
   module = registry.recipe(words[0])
@@ -296,8 +299,9 @@ def _parse(command: str, arguments: list[str], options_type):
   ):
     return config, options
 
-  config, options = tyro.cli(both, args=flags, prog=f"python -m experiments {command} {' '.join(words)}",
-                             description=module.__doc__)
+  config, options = tyro.cli(
+    both, args=flags, prog=f"python -m experiments {command} {' '.join(words)}", description=module.__doc__
+  )
   return words[0], module, config, options
 
 

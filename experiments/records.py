@@ -45,8 +45,9 @@ def summary(record: dict | None) -> str:
   if record is None:
     return "not yet"
   verdicts = [claim["verdict"] for claim in record["claims"]]
-  return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("reproduced", "undecided", "not reproduced")
-                   if kind in verdicts)
+  return ", ".join(
+    f"{verdicts.count(kind)} {kind}" for kind in ("reproduced", "undecided", "not reproduced") if kind in verdicts
+  )
 
 
 def report() -> None:
@@ -78,8 +79,11 @@ def _section(name: str, entry: registry.Entry, record: dict | None) -> str:
   head = f"## {entry.card}: {entry.title}\n"
   if record is None:
     return head + "\nNot verified yet.\n"
-  lines = [head, "| claim | condition | measured (mean, 95 % interval) | per seed | verdict |",
-           "| --- | --- | --- | --- | --- |"]
+  lines = [
+    head,
+    "| claim | condition | measured (mean, 95 % interval) | per seed | verdict |",
+    "| --- | --- | --- | --- | --- |",
+  ]
   for claim in record["claims"]:
     values = ", ".join(f"{value:.3g}" for value in claim["values"])
     lines.append(
@@ -87,9 +91,11 @@ def _section(name: str, entry: registry.Entry, record: dict | None) -> str:
       f" [{claim['interval'][0]:.3g}, {claim['interval'][1]:.3g}] | {values} | **{claim['verdict']}** |"
     )
   versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-  lines.append(f"\n`python -m experiments verify {name} --preset {record['preset']}`, seeds {record['seeds']},"
-               f" {record['wall_seconds']:.0f} s on {record['device']}, {record['machine']}; {versions};"
-               f" {record['date']}.\n")
+  lines.append(
+    f"\n`python -m experiments verify {name} --preset {record['preset']}`, seeds {record['seeds']},"
+    f" {record['wall_seconds']:.0f} s on {record['device']}, {record['machine']}; {versions};"
+    f" {record['date']}.\n"
+  )
   if "paper" not in entry.presets:
     lines.append("Paper scale: not runnable (no `paper` preset).\n")
   lines += [f"{note}\n" for note in record.get("notes", [])]
@@ -104,7 +110,11 @@ def _benchmarks() -> str:
     record = json.loads(path.read_text(encoding="utf-8"))
     rows = record["rows"]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines += [f"### {record['title']}\n", "| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
+    lines += [
+      f"### {record['title']}\n",
+      "| " + " | ".join(names) + " |",
+      "| " + " | ".join("---" for _ in names) + " |",
+    ]
     lines += ["| " + " | ".join(_cell(row.get(name, "")) for name in names) + " |" for row in rows]
     lines += [f"\n{note}" for note in record.get("notes", [])]
     lines.append(f"\n{record['device']}, {record['machine']}; jax {record['versions']['jax']}; {record['date']}.\n")

@@ -62,7 +62,9 @@ def _measure(batch: int, classes: int, options: Options):
   aldr = functools.partial(label_dro.aldr_kl_loss, initial_temperature=1.0)
   ids = jax.device_put(rng.permutation(EXAMPLES)[:batch].astype(np.int32))
   calls["aldr_kl"] = _stateful(aldr, logits, labels, ids, label_dro.aldr_kl_init(EXAMPLES, temperature=1.0))
-  calls["elr"] = _stateful(early_learning.elr_loss, logits, labels, jnp.arange(batch), early_learning.elr_init(batch, classes))
+  calls["elr"] = _stateful(
+    early_learning.elr_loss, logits, labels, jnp.arange(batch), early_learning.elr_init(batch, classes)
+  )
   seconds = interleaved(calls, repeats=2 if options.quick else max(options.repeats, 10))
   reference = next(iter(seconds.values()))
   return [

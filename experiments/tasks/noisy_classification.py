@@ -117,8 +117,9 @@ class Problem:
     if self.activation not in ACTIVATIONS:
       raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
     if self.epochs < 1 or not 1 <= self.batch_size <= self.train:
-      raise ValueError(f"epochs must be positive and batch_size in [1, {self.train}], got {self.epochs}, "
-                       f"{self.batch_size}.")
+      raise ValueError(
+        f"epochs must be positive and batch_size in [1, {self.train}], got {self.epochs}, {self.batch_size}."
+      )
 
   @property
   def steps_per_epoch(self) -> int:
@@ -139,8 +140,9 @@ def noisy_task(problem: Problem, loss: str) -> Task:
   part = LOSSES[loss]
   train, valid, test = _splits(problem)
   classes = int(train["y"].max()) + 1
-  model = MLP((*problem.hidden, classes), activation=ACTIVATIONS[problem.activation],
-              kernel_init=nn.initializers.xavier_normal())
+  model = MLP(
+    (*problem.hidden, classes), activation=ACTIVATIONS[problem.activation], kernel_init=nn.initializers.xavier_normal()
+  )
 
   def corrupt(key, labels, rate):
     return noise.symmetric_noise(key, jnp.asarray(labels), rate=rate, num_classes=classes)

@@ -148,7 +148,13 @@ def superclass_mapping(superclasses: np.ndarray) -> np.ndarray:
 
 
 def instance_dependent_noise(
-  key: jax.Array, inputs: jax.Array, labels: jax.Array, *, rate: float | jax.Array, num_classes: int, spread: float = 0.1
+  key: jax.Array,
+  inputs: jax.Array,
+  labels: jax.Array,
+  *,
+  rate: float | jax.Array,
+  num_classes: int,
+  spread: float = 0.1,
 ) -> jax.Array:
   """Noise whose rate and direction depend on the input, through a random linear map for each class.
 

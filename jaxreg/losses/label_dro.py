@@ -138,7 +138,7 @@ def ldr_weights(
   dtype = jnp.promote_types(logits.dtype, jnp.float32)
   temperature = jnp.broadcast_to(jnp.asarray(temperature, dtype), labels.shape)
   _, parts = _forward(None, logits.astype(dtype), labels, temperature, jnp.asarray(margin, dtype), None)
-  return parts.weights.astype(logits.dtype)
+  return jnp.where(parts.label, parts.own_weight, parts.powers * parts.factor).astype(logits.dtype)
 
 
 def aldr_kl_init(num_examples: int, *, temperature: float | jax.Array, dtype=jnp.float32) -> ALDRState:
@@ -210,19 +210,25 @@ def aldr_kl_loss(
   check_hyperparameter("initial_temperature", initial_temperature, low=0, open_low=True)
   check_hyperparameter("alpha", alpha, low=1, open_low=True)
   check_hyperparameter("floor", floor, low=0)
+  if normalize not in NORMALIZATIONS:
+    raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
   dtype = jnp.promote_types(logits.dtype, jnp.float32)
   wide, start = logits.astype(dtype), jnp.asarray(initial_temperature, dtype)
   old = gather_rows(state.temperature, ids).astype(dtype)
-  scores = jax.lax.stop_gradient(normalize_scores(wide, normalize=normalize))
+  scores, mean = jax.lax.stop_gradient(_positive_scores(wide, normalize, None))
   log_classes = jnp.log(jnp.asarray(logits.shape[-1], dtype))
-  new = _adapted(scores / old[..., None], start, alpha, log_classes, floor)
+  new = _adapted(scores, _rate(mean[..., 0], old), start, alpha, log_classes, floor)
   values = ldr_kl_loss(wide, labels, temperature=new, margin=margin, normalize=normalize)
   values -= alpha * log_classes / (2 * start) * (new - start) ** 2
   return values.astype(logits.dtype), ALDRState(update_rows(state.temperature, ids, new, axis_name=axis_name))
 
 
 def aldr_fixed_point(
-  differences: jax.Array, *, initial_temperature: float | jax.Array, alpha: float | jax.Array = 2.0, iterations: int = 200
+  differences: jax.Array,
+  *,
+  initial_temperature: float | jax.Array,
+  alpha: float | jax.Array = 2.0,
+  iterations: int = 200,
 ) -> jax.Array:
   """The largest solution of `t = t0 - t0 KL(softmax(d / t) || uniform) / (alpha log K)`, by iteration from `t0`.
 
@@ -250,28 +256,19 @@ def aldr_fixed_point(
   dtype = jnp.promote_types(differences.dtype, jnp.float32)
   wide, start = differences.astype(dtype), jnp.asarray(initial_temperature, dtype)
   log_classes = jnp.log(jnp.asarray(differences.shape[-1], dtype))
-  update = lambda _, t: _adapted(wide / t[..., None], start, alpha, log_classes, 0.0)
+  update = lambda _, t: _adapted(wide, 1 / t, start, alpha, log_classes, 0.0)
   first = jnp.broadcast_to(start, differences.shape[:-1])
   return jax.lax.fori_loop(0, iterations, update, first).astype(differences.dtype)
 
 
-def _adapted(scaled, start, alpha, log_classes, floor):
-  """The temperature that belongs to the current prediction, `softmax(scaled)`."""
-  classes = scaled.shape[-1]
-  probabilities = jax.nn.softmax(scaled) + floor
-  probabilities /= probabilities.sum(-1, keepdims=True)
-  positive = jnp.where(probabilities > 0, probabilities, 1)
-  divergence = jnp.sum(probabilities * jnp.log(classes * positive), axis=-1)
+def _adapted(scores, rate, start, alpha, log_classes, floor):
+  """The temperature that belongs to the current prediction, `softmax(rate * scores)`."""
+  powers = jnp.exp((scores - jnp.max(scores, axis=-1, keepdims=True)) * rate[..., None])
+  total = jnp.sum(powers, axis=-1, keepdims=True)
+  probabilities = (powers / total + floor) / (1 + scores.shape[-1] * floor)
+  ratio = jnp.maximum(scores.shape[-1] * probabilities, jnp.finfo(scores.dtype).tiny)
+  divergence = jnp.sum(probabilities * jnp.log(ratio), axis=-1)
   return jnp.maximum(start - start * divergence / (alpha * log_classes), 0)
-
-
-class _Parts(NamedTuple):
-  weights: jax.Array  # p*, [..., classes]
-  label: jax.Array  # whether a class is the label, [..., classes]
-  scores: jax.Array  # before the division by their mean, [..., classes]
-  mean: jax.Array  # what they are divided by, [..., 1]
-  scaled: jax.Array  # (d - max d) / t, [..., classes]
-  log_mean: jax.Array  # log mean exp of it, [..., 1]
 
 
 def _positive_scores(logits, normalize, where):
@@ -279,36 +276,82 @@ def _positive_scores(logits, normalize, where):
   if normalize is None:
     return logits, jnp.ones((*logits.shape[:-1], 1), logits.dtype)
   if normalize == "l1_mean":
+    scores = logits
     mean = jnp.mean(jnp.abs(logits), axis=-1, keepdims=True, where=where)
-    return logits, jnp.where(mean > 0, mean, 1)
-  scores = jax.nn.softplus(logits)
-  mean = jnp.mean(scores, axis=-1, keepdims=True, where=where)
+  else:
+    # jax.nn.softplus also looks after infinities, at twice the time; the barrier: computed once, not in every reduction.
+    scores = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    scores = jax.lax.optimization_barrier(scores)
+    mean = jnp.mean(scores, axis=-1, keepdims=True, where=where)
   return scores, jnp.where(mean > 0, mean, 1)
 
 
+class _Parts(NamedTuple):
+  """What loss, gradient and weights share; `[..., 1]` where not said otherwise.
+
+  The weight of class k is `powers_k * factor`, that of the label `own_weight`.
+  """
+
+  label: jax.Array  # whether a class is the label, [..., classes]
+  others: jax.Array  # scores less the label's, the label itself far below, [..., classes]
+  powers: jax.Array  # exp((others - best) / (mean t)), [..., classes]
+  factor: jax.Array
+  own_weight: jax.Array
+  rest: jax.Array  # sum of the other classes' weights, 1 - own_weight without cancellation
+  mean: jax.Array  # what the scores are divided by
+  lead: jax.Array  # mean of the scores less the label's under the weights, divided by `mean`
+  log_mean: jax.Array  # log mean exp((d - top) / t)
+
+
 def _forward(normalize, logits, labels, temperature, margin, where):
+  # XLA's CPU backend reduces a stored array fast, but not one that a comparison or selection makes: hence the barriers,
+  # and sums over all classes that count the label as zero instead of leaving it out.
   dtype = logits.dtype
-  # Inside these bounds the formula with division and multiplication by t covers t = 0 and t = inf to rounding.
-  big = 1e12 if dtype == jnp.float32 else 1e18
-  temperature = jnp.clip(temperature, 1 / big**2, big)[..., None]
+  temperature = _inside(temperature, dtype)[..., None]
   scores, mean = _positive_scores(logits, normalize, where)
-  label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
   own = jnp.take_along_axis(scores, labels[..., None], axis=-1)
-  differences = jnp.where(label, 0, (scores - own) / mean + margin)
+  label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
+  absent = label
   if where is not None:
-    differences = jnp.where(where, differences, -jnp.inf)
-  top = jnp.max(differences, axis=-1, keepdims=True)
-  scaled = (differences - top) / temperature
-  powers = jnp.exp(scaled)
+    absent, scores = label | ~where, jnp.where(where, scores, own)
+  others = jax.lax.optimization_barrier(jnp.where(absent, jnp.finfo(dtype).min, scores - own))
+  best = jax.lax.stop_gradient(jnp.max(others, axis=-1, keepdims=True))
+  powers = jax.lax.optimization_barrier(jnp.exp((others - best) * _rate(mean, temperature)))
+  best = best / mean + margin
+  top = jnp.maximum(best, 0)
+  factor, own_power = jnp.exp((best - top) / temperature), jnp.exp(-top / temperature)
   total = jnp.sum(powers, axis=-1, keepdims=True)
+  rest = factor * total
+  total = rest + own_power
+  factor, own_weight, rest = factor / total, own_power / total, rest / total
   classes = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
-  log_mean = jnp.log(total / classes)
-  # log(1 + small) loses the digits that multiplying by a large t would need: use the first two cumulants there.
-  average = jnp.mean(scaled, axis=-1, keepdims=True, where=where)
-  variance = jnp.mean((scaled - average) ** 2, axis=-1, keepdims=True, where=where)
-  log_mean = jnp.where(variance < (1e-5 if dtype == jnp.float32 else 1e-10), average + variance / 2, log_mean)
+  lead = factor * jnp.sum(powers * (scores - own), axis=-1, keepdims=True) / mean
+  uniform = jnp.sum(scores - own, axis=-1, keepdims=True) / (mean * classes) + margin * (1 - 1 / classes)
+  log_mean = _log_mean(total / classes, (uniform - top) / temperature, (lead + margin * rest - top) / temperature)
   value = (top + temperature * log_mean)[..., 0]
-  return value, _Parts(powers / total, label, scores, mean, scaled, log_mean)
+  return value, _Parts(label, others, powers, factor, own_weight, rest, mean, lead, log_mean)
+
+
+def _inside(temperature, dtype):
+  """Bounds inside which the formula with division and multiplication by t covers t = 0 and t = inf to rounding."""
+  big = 1e12 if dtype == jnp.float32 else 1e18
+  return jnp.clip(temperature, 1 / big**2, big)
+
+
+def _rate(mean, temperature):
+  """`1 / (mean * temperature)`, neither zero nor infinite."""
+  limits = jnp.finfo(mean.dtype)
+  return jnp.clip(1 / mean / temperature, limits.tiny, limits.max)
+
+
+def _log_mean(average_power, uniform, tilted):
+  """`log mean exp(x)`, from the mean of exp(x) and the means of x under equal weights and under weights exp(x).
+
+  log(1 + small) loses the digits that multiplying by a large t would need. The derivative of log mean exp(u x) in u is
+  the mean of x under weights exp(u x): where that hardly changes from u = 0 to 1, its trapezoid is the better value.
+  """
+  threshold = 1e-5 if average_power.dtype == jnp.float32 else 1e-10
+  return jnp.where(tilted - uniform < threshold, (uniform + tilted) / 2, jnp.log(average_power))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -320,26 +363,38 @@ def _ldr_kl_jvp(normalize, primals, tangents):
   logits, labels, temperature, margin, where = primals
   logits_dot, _, temperature_dot, margin_dot, _ = tangents
   value, parts = _forward(normalize, logits, labels, temperature, margin, where)
-  residual = parts.weights - parts.label
   dot = jnp.zeros_like(value)
   if not _is_zero(logits_dot):
-    gradient = residual / parts.mean
-    if normalize is not None:
-      count = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
-      shift = jnp.sum(residual * parts.scores, axis=-1, keepdims=True) / (parts.mean**2 * count)
-      if normalize == "l1_mean":
-        gradient -= jnp.sign(logits) * shift
-      else:
-        gradient = jax.nn.sigmoid(logits) * (gradient - shift)
-      if where is not None:
-        gradient = jnp.where(where, gradient, 0)
-    dot += jnp.sum(gradient * logits_dot, axis=-1)
+    dot += jnp.sum(_gradient(normalize, logits, parts, where) * logits_dot, axis=-1)
   if not _is_zero(temperature_dot):
-    finite = jnp.where(parts.weights > 0, parts.scaled, 0)
-    dot -= (jnp.sum(parts.weights * finite, axis=-1) - parts.log_mean[..., 0]) * temperature_dot
+    dot -= _divergence(parts, _inside(temperature, logits.dtype)[..., None], margin)[..., 0] * temperature_dot
   if not _is_zero(margin_dot):
-    dot += jnp.sum(jnp.where(parts.label, 0, parts.weights), axis=-1) * margin_dot
+    dot += parts.rest[..., 0] * margin_dot
   return value, dot
+
+
+def _gradient(normalize, logits, parts, where):
+  gradient = jnp.where(parts.label, -parts.rest / parts.mean, parts.powers * (parts.factor / parts.mean))
+  if normalize is not None:
+    count = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
+    shift = parts.lead / (parts.mean * count)
+    if normalize == "l1_mean":
+      gradient -= jnp.sign(logits) * shift
+    else:
+      gradient = jax.nn.sigmoid(logits) * (gradient - shift)
+  return gradient if where is None else jnp.where(where, gradient, 0)
+
+
+def _divergence(parts, temperature, margin):
+  """KL divergence of the weights from equal ones."""
+  best = jnp.max(parts.others, axis=-1, keepdims=True)
+  # Where a power is zero its exponent may be infinite.
+  exponent = jnp.where(parts.powers > 0, (parts.others - best) * _rate(parts.mean, temperature), 0)
+  best = best / parts.mean + margin
+  top = jnp.maximum(best, 0)
+  shift = jnp.where(parts.rest > 0, (best - top) / temperature, 0)
+  tilted = parts.factor * jnp.sum(parts.powers * exponent, axis=-1, keepdims=True) + parts.rest * shift
+  return tilted - parts.own_weight * (top / temperature) - parts.log_mean
 
 
 def _is_zero(tangent) -> bool:

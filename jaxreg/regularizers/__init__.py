@@ -1,0 +1,35 @@
+"""What to add: penalties on weights, with their proximal operators."""
+
+from jaxreg.regularizers.group_sparsity import (
+  compact,
+  compact_pair,
+  freeze_support,
+  group_ids,
+  group_lasso,
+  group_norms,
+  prox_group_lasso,
+  prox_wgsef,
+  resolve_groups,
+  scale_groups,
+  sum_groups,
+  wgsef,
+  wgsef_conjugate,
+  wgsef_minimizer,
+)
+
+__all__ = [
+  "compact",
+  "compact_pair",
+  "freeze_support",
+  "group_ids",
+  "group_lasso",
+  "group_norms",
+  "prox_group_lasso",
+  "prox_wgsef",
+  "resolve_groups",
+  "scale_groups",
+  "sum_groups",
+  "wgsef",
+  "wgsef_conjugate",
+  "wgsef_minimizer",
+]

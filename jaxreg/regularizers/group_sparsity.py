@@ -340,7 +340,7 @@ def sum_groups(values, groups, *, num_groups: int) -> jax.Array:
     constant = tuple(axis for axis in range(ids.ndim) if ids.shape[axis] == 1)
     entries = jnp.sum(jnp.asarray(tensor).astype(total.dtype), axis=constant).reshape(-1)
     if not _in_order(ids, num_groups):
-      entries = jax.ops.segment_sum(entries, jnp.asarray(ids).reshape(-1), num_groups)
+      entries = jax.ops.segment_sum(entries, jnp.asarray(ids, jnp.int32).reshape(-1), num_groups)
     total = total + entries
   return total
 
@@ -367,7 +367,7 @@ def scale_groups(values, groups, factors: jax.Array):
   """
   scaled = []
   for tensor, ids in _paired(values, groups):
-    factor = factors.reshape(ids.shape) if _in_order(ids, factors.size) else factors[ids]
+    factor = factors.reshape(ids.shape) if _in_order(ids, factors.size) else factors[jnp.asarray(ids, jnp.int32)]
     scaled.append((tensor * factor).astype(jnp.result_type(tensor)))
   return jax.tree.structure(values).unflatten(scaled)
 

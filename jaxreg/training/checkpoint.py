@@ -41,7 +41,7 @@ def save(folder, state: TrainState, *, info: dict | None = None, position: bytes
     folder: the run's folder, the same for all processes.
     state: global arrays.
     info: anything JSON-serialisable, returned by `restore`.
-    position: this process's position in its data stream, if it reads one.
+    position: the position in the data stream, the same in all processes, if one is read.
     keep: how many checkpoints to keep; older ones are deleted once this one is complete.
 
   Raises:
@@ -57,11 +57,11 @@ def save(folder, state: TrainState, *, info: dict | None = None, position: bytes
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       for name, tree in _items(state).items():
         checkpointer.save(path.absolute() / name, args=ocp.args.StandardSave(_plain_keys(tree)))
-    if position is not None:
-      (path / f"position-{jax.process_index()}").write_bytes(position)
     _barrier(f"written {step}")
     if mesh_lib.is_main():
-      _write_manifest(path, {"info": info or {}, "processes": jax.process_count()})
+      if position is not None:
+        (path / "position").write_bytes(position)
+      _write_manifest(path, info or {})
       good = [number for number in steps(folder) if (_path(folder, number) / "manifest.json").exists()]
       for number in good[:-keep]:
         shutil.rmtree(_path(folder, number), ignore_errors=True)
@@ -117,7 +117,7 @@ def restore(folder, step: int, like: TrainState) -> tuple[TrainState, dict, byte
     like: a state of global arrays (or `jax.ShapeDtypeStruct` with shardings) in the wanted layout.
 
   Returns:
-    The state, the `info` given to `save`, and this process's stream position (None if there was none).
+    The state, and the `info` and the stream position (or None) that were given to `save`.
   """
   path = _path(folder, step)
   fields = like._asdict()
@@ -129,14 +129,8 @@ def restore(folder, step: int, like: TrainState) -> tuple[TrainState, dict, byte
       except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / name} does not fit this task: {error}") from error
       fields |= jax.tree.map(lambda leaf, old: jax.random.wrap_key_data(leaf) if _is_key(old) else leaf, plain, tree)
-  manifest = _read_manifest(path)
-  position = path / f"position-{jax.process_index()}"
-  if manifest["processes"] != jax.process_count() and any(path.glob("position-*")):
-    raise CheckpointError(
-      f"{path} was written by {manifest['processes']} processes that read a stream, resume with as many,"
-      f" not {jax.process_count()}."
-    )
-  return TrainState(**fields), manifest["info"], position.read_bytes() if position.exists() else None
+  position = path / "position"
+  return TrainState(**fields), _read_manifest(path)["info"], position.read_bytes() if position.exists() else None
 
 
 def load_params(folder, step: int | None = None, *, field: str = "params") -> Any:
@@ -194,10 +188,10 @@ def _plain_keys(tree):
   return jax.tree.map(plain, tree)
 
 
-def _write_manifest(path: pathlib.Path, content: dict) -> None:
+def _write_manifest(path: pathlib.Path, info: dict) -> None:
   files = sorted(file for file in path.rglob("*") if file.is_file())
   listed = {str(file.relative_to(path)): [file.stat().st_size, _file_crc(file)] for file in files}
-  body = json.dumps({**content, "files": listed})
+  body = json.dumps({"info": info, "files": listed})
   for file in files:
     _sync(file)
   temporary = path / "manifest.tmp"

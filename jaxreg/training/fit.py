@@ -116,30 +116,32 @@ def fit(
     start = found
     if stream is not None:
       stream.set_state(position)
+  first = stream.get_state() if stream is not None else None
   data = stream if stream is not None else mesh_lib.replicate(task.data, mesh)
 
   if profile_steps:
     _profile(task, state, _chunk_data(data, profile_steps, mesh), hparams, profile_steps, mesh, folder)
     if stream is not None:  # the profiled steps read batches that training still needs
-      stream = task.data()
-      if found is not None:
-        stream.set_state(position)
-      data = stream
+      stream.set_state(first)
 
-  try:
+  with _writing(folder):
     log = MetricsLog(folder, step=start, tensorboard=tensorboard)
-  except OSError as error:
-    raise checkpoint.CheckpointError(f"cannot write to the run's folder {folder}: {error}.") from error
 
   def save():
     if folder is not None:
-      log.sync()
+      with _writing(folder):
+        log.sync()
       position = stream.get_state() if stream is not None else None
       checkpoint.save(folder, state, info=info, position=position, keep=keep)
 
   step, saved_at = start, found
   evaluate = compiled_evaluate(task)
-  with contextlib.closing(log), _catch_sigterm() as terminated, progress_bar(steps, start, show=progress) as advance:
+  with contextlib.ExitStack() as stack:
+    stack.callback(log.close)
+    if stream is not None:
+      stack.callback(stream.close)
+    terminated = stack.enter_context(_catch_sigterm())
+    advance = stack.enter_context(progress_bar(steps, start, show=progress))
     while step < steps:
       count = min(log_every - step % log_every, steps - step)
       began = time.perf_counter()
@@ -154,7 +156,8 @@ def fit(
       row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
       if step % eval_every == 0 or step == steps:
         row |= {name: float(value) for name, value in jax.device_get(evaluate(state, hparams)).items()}
-      log.append(row)
+      with _writing(folder):
+        log.append(row)
       advance(count, row["loss"], time.perf_counter() - began)
       stop = _agreed(terminated.is_set())
       if step % checkpoint_every == 0 or step == steps or stop:
@@ -243,6 +246,16 @@ def _non_finite_message(what: str, step: int, folder, saved_at) -> str:
     f"the last good checkpoint is step {saved_at} in {folder}" if saved_at is not None else "no checkpoint was kept"
   )
   return f"{what} is not finite at step {step}; {kept}. A smaller learning rate or gradient clipping may help."
+
+
+@contextlib.contextmanager
+def _writing(folder):
+  try:
+    yield
+  except OSError as error:
+    raise checkpoint.CheckpointError(
+      f"cannot write to the run's folder {folder}: {error}. Earlier checkpoints are intact."
+    ) from error
 
 
 @contextlib.contextmanager

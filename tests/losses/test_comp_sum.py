@@ -24,7 +24,9 @@ def test_named_members(batch):
   np.testing.assert_allclose(loss(0.0), 1 / p - 1, rtol=1e-12)
   np.testing.assert_allclose(loss(1.0), optax.softmax_cross_entropy_with_integer_labels(logits, labels), rtol=1e-12)
   np.testing.assert_allclose(loss(2.0), 1 - p, rtol=1e-12)
-  np.testing.assert_allclose(comp_sum.generalized_cross_entropy_loss(logits, labels, q=0.7), (1 - p**0.7) / 0.7, rtol=1e-12)
+  np.testing.assert_allclose(
+    comp_sum.generalized_cross_entropy_loss(logits, labels, q=0.7), (1 - p**0.7) / 0.7, rtol=1e-12
+  )
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1 - 1e-9, 1.0, 1 + 1e-9, 1.5, 2.0, 3.0])
@@ -36,7 +38,9 @@ def test_gradient_and_continuity(batch, tau):
   np.testing.assert_allclose(gradient, own ** (tau - 1) * (s - jax.nn.one_hot(labels, 5)), rtol=1e-9, atol=1e-12)
   slope = jax.grad(lambda t: comp_sum.comp_sum_loss(logits, labels, tau=t).sum())(jnp.float64(tau))
   h = 1e-4
-  numeric = (comp_sum.comp_sum_loss(logits, labels, tau=tau + h) - comp_sum.comp_sum_loss(logits, labels, tau=max(tau - h, 0)))
+  numeric = comp_sum.comp_sum_loss(logits, labels, tau=tau + h) - comp_sum.comp_sum_loss(
+    logits, labels, tau=max(tau - h, 0)
+  )
   np.testing.assert_allclose(slope, numeric.sum() / (h + min(h, tau)), rtol=1e-2)
 
 

@@ -106,7 +106,7 @@ def test_falls_with_the_temperature_at_the_rate_of_the_divergence(batch):
     divergence = jnp.sum(weights * jnp.log(5 * weights))
     np.testing.assert_allclose(derivative, -divergence, rtol=1e-9)
     h = 1e-5 * t
-    numeric = (loss(logits, labels, temperature=t + h, margin=0.1) - loss(logits, labels, temperature=t - h, margin=0.1))
+    numeric = loss(logits, labels, temperature=t + h, margin=0.1) - loss(logits, labels, temperature=t - h, margin=0.1)
     np.testing.assert_allclose(numeric.sum() / (2 * h), derivative, rtol=1e-6)
 
 
@@ -127,7 +127,9 @@ def test_symmetric_at_infinite_temperature(batch):
 
 def test_invariances(batch):
   logits, labels = batch
-  np.testing.assert_allclose(loss(logits + 3.7, labels, temperature=2.0), loss(logits, labels, temperature=2.0), atol=1e-12)
+  np.testing.assert_allclose(
+    loss(logits + 3.7, labels, temperature=2.0), loss(logits, labels, temperature=2.0), atol=1e-12
+  )
   scaled = [loss(s * logits, labels, temperature=2.0, margin=0.1, normalize="l1_mean") for s in (1.0, 17.0)]
   np.testing.assert_allclose(*scaled, atol=1e-12)
 
@@ -137,7 +139,9 @@ def test_weights_maximise_the_variational_objective(batch):
   t, d = 0.7, _differences(logits, labels, 0.1)
   objective = lambda p: jnp.sum(p * d, -1) - t * jnp.sum(jnp.where(p > 0, p * jnp.log(5 * p), 0), -1)
   value = loss(logits, labels, temperature=t, margin=0.1)
-  np.testing.assert_allclose(objective(label_dro.ldr_weights(logits, labels, temperature=t, margin=0.1)), value, atol=1e-12)
+  np.testing.assert_allclose(
+    objective(label_dro.ldr_weights(logits, labels, temperature=t, margin=0.1)), value, atol=1e-12
+  )
   others = jax.random.dirichlet(jax.random.key(0), jnp.ones(5), (1000, 7))
   assert (jax.vmap(objective)(others) <= value + 1e-12).all()
 

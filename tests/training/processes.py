@@ -15,9 +15,7 @@ def start(folder, *options) -> subprocess.Popen:
   """A worker in the background, its output piped."""
   environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
   command = [sys.executable, str(WORKER), str(folder), *map(str, options)]
-  return subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-  )
+  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 
 
 def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, dict | None, str]:

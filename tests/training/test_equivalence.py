@@ -91,7 +91,9 @@ def test_fit_on_a_mesh_equals_fit_on_one_device():
   task = table_task()
   one = fit(task, steps=20, log_every=10, mesh=data_mesh(jax.devices()[:1]), progress=False)
   eight = fit(task, steps=20, log_every=10, mesh=data_mesh(jax.devices()), progress=False)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.state.params, eight.state.params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.state.params, eight.state.params
+  )
   assert eight.state.params["Dense_0"]["kernel"].sharding.num_devices == 8
 
 
@@ -126,7 +128,9 @@ def test_accumulation_works_sharded():
   task = table_task().replace(accumulate=2)
   one = fit(task, steps=5, log_every=5, mesh=data_mesh(jax.devices()[:1]), progress=False)
   eight = fit(task, steps=5, log_every=5, mesh=data_mesh(jax.devices()), progress=False)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.state.params, eight.state.params)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one.state.params, eight.state.params
+  )
 
 
 def test_profiling_writes_a_trace_and_leaves_training_alone(tmp_path):

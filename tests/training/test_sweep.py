@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec
 from jaxreg.training import examples, fit, grid, sweep, sweep_settings, trial_mesh
 from jaxreg.training import mesh as mesh_lib
 
-
 module = importlib.import_module("jaxreg.training.sweep")  # the name `sweep` is the function
 POINTS = {"learning_rate": [0.01, 0.05, 0.1]}
 OPTIONS = {"seeds": [3, 4], "steps": 100, "eval_every": 50, "progress": False, "keep_params": True}

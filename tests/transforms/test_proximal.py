@@ -88,9 +88,7 @@ def test_masked_and_multi_transform():
   on, off = [0.0, 0.95], [0.01, 1.0]
   masked = optax.masked(proximal({"a": soft_threshold, "b": soft_threshold}, 0.1), {"a": True, "b": False})
   whole = optax.masked(proximal(soft_threshold, 0.1), {"a": True, "b": False})
-  parts = optax.multi_transform(
-    {"on": proximal(soft_threshold, 0.1), "off": optax.identity()}, {"a": "on", "b": "off"}
-  )
+  parts = optax.multi_transform({"on": proximal(soft_threshold, 0.1), "off": optax.identity()}, {"a": "on", "b": "off"})
   for tx in (masked, whole, parts):
     found, _ = jax.jit(tx.update)(updates, tx.init(params), params)
     moved = optax.apply_updates(params, found)

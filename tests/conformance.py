@@ -1,0 +1,459 @@
+"""The table of public ingredients: tests/test_conformance.py runs all of its tests over every row.
+
+A new ingredient joins by one line, with an adapter for its kind. Hyperparameters that may be traced are given as ranges
+`(low, high)`, along which a trial axis is laid; whatever is not a tuple is static. In `ROWS`:
+
+    loss(robust.brier_loss),                                     # loss(logits, labels)
+    loss(comp_sum.comp_sum_loss, tau=(0.5, 2.5)),
+    loss(label_dro.ldr_kl_loss, temperature=(0.5, 2.0), normalize="l1_mean"),
+    scores(stablemax.stablemax),                                 # function(logits) -> one value per class
+    penalty(group_sparsity.wgsef, GROUPS, k=(1, 3)),             # penalty(values, groups)
+
+in `TRANSFORMS`, with the place in the chain:
+
+    transform(penalize.penalize, lambda base, weight: optax.chain(penalize.penalize(ridge, weight), base), weight=(0, 1)),
+
+An ingredient that fits no adapter is a `row` with its own arguments. A public name that cannot be a row (it reads values,
+or only builds a state) goes into `EXEMPT` with the reason.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxreg.losses import comp_sum, early_learning, label_dro, robust, stablemax
+from jaxreg.metrics import classification, grokking
+from jaxreg.regularizers import group_sparsity
+from jaxreg.transforms import orthogonal_gradient, penalize, proximal
+
+TRIALS = 8
+EXAMPLES, CLASSES, TABLE = 16, 5, 24
+EXTREME = 1e4
+
+# Public names of the rooms that are not rows, and why.
+EXEMPT = {
+  "losses.early_learning.ELRState": "state, carried by elr_loss",
+  "losses.early_learning.elr_init": "builds the state that elr_loss's row starts from",
+  "losses.example_table.check_ids": "the check that elr_loss and aldr_kl_loss make of bad input",
+  "losses.example_table.gather_rows": "the table that elr_loss and aldr_kl_loss carry through every test",
+  "losses.example_table.update_rows": "the table that elr_loss and aldr_kl_loss carry through every test",
+  "losses.label_dro.ALDRState": "state, carried by aldr_kl_loss",
+  "losses.label_dro.NORMALIZATIONS": "names, each of them in a row of ldr_kl_loss",
+  "losses.label_dro.aldr_kl_init": "builds the state that aldr_kl_loss's row starts from",
+  "metrics.classification.MemorizationFractions": "result of memorization_fractions",
+  "regularizers.group_sparsity.compact": "shapes depend on values: not traceable, by contract",
+  "regularizers.group_sparsity.compact_pair": "shapes depend on values: not traceable, by contract",
+  "regularizers.group_sparsity.group_ids": "reads shapes only and returns NumPy ids; group_norms carries it",
+  "regularizers.group_sparsity.resolve_groups": "reads shapes only; group_norms and freeze_support carry it",
+  "transforms.penalize.PenalizeState": "state, carried by penalize",
+  "transforms.proximal.ProximalState": "state, carried by proximal",
+}
+
+
+class Row(NamedTuple):
+  """One ingredient: how it is called and with what, and which of the general promises it makes."""
+
+  name: str  # dotted, below jaxreg
+  label: str  # the name with its static options, for the test's id
+  call: Callable  # call(*arguments, **traced hyperparameters), and axis_name=... when there is a state
+  arguments: Callable  # rng -> arguments in float64; the gradient is the first one's; NamedTuples are states
+  hyperparameters: dict[str, tuple]  # ranges of those that may be traced
+  extreme: Callable  # arguments -> arguments with extreme values
+  bad: tuple  # (argument named by the message, arguments -> bad arguments)
+  examples: str  # "any": values per example for any leading shape; "batch": for one axis; "reduced"; "none"
+  differentiable: bool  # whether the gradient is that of `call`, or of `surrogate` if there is one
+  wide: bool  # whether results are float32 (or not floating) rather than in the dtype of the arguments
+  surrogate: Callable | None  # surrogate(x, results, *other arguments, **hyperparameters): what is differentiated
+  function: Any  # the public object itself
+
+
+def row(
+  function,
+  arguments,
+  *,
+  call=None,
+  extreme=None,
+  bad=(),
+  examples="none",
+  differentiable=True,
+  wide=False,
+  surrogate=None,
+  options=None,
+):
+  """A row with arguments of its own; the other adapters all end here."""
+  options = options or {}
+  ranges = {name: value for name, value in options.items() if isinstance(value, tuple)}
+  static = {name: value for name, value in options.items() if not isinstance(value, tuple)}
+  name = f"{function.__module__.removeprefix('jaxreg.')}.{function.__name__}"
+  label = name.split(".", 1)[1] + "".join(f"-{value}" for value in static.values())
+  call = functools.partial(call or function, **static)
+  extreme = extreme or (lambda values, *rest: (jax.tree.map(_extremes, values), *rest))
+  return Row(
+    name, label, call, arguments, ranges, extreme, bad, examples, differentiable, wide, surrogate, function
+  )  # fmt: skip
+
+
+def loss(function, **options):
+  """`function(logits, labels, **options)`, a value per example."""
+  return row(
+    function, _classification, extreme=_extreme_logits, bad=_BAD_LABELS, examples="any", options=options
+  )  # fmt: skip
+
+
+def scores(function, **options):
+  """`function(logits, **options)`, a value per class."""
+  return row(
+    function, lambda rng: (_logits(rng),), extreme=_extreme_logits, bad=_BAD_LOGITS, examples="any", options=options
+  )  # fmt: skip
+
+
+def stateful_loss(function, init, surrogate, **options):
+  """`function(logits, labels, ids, state=state, **options)`, values per example and the new state."""
+
+  def call(logits, labels, ids, state, **hyperparameters):
+    return function(logits, labels, ids, state=state, **hyperparameters)
+
+  def arguments(rng):
+    return *_classification(rng), _ids(rng), init(rng)
+
+  bad = (*_BAD_LABELS, ("ids", lambda z, y, ids, s: (z, y, ids[1:], s)), ("ids", lambda z, y, ids, s: (z, y, ids * 1.0, s)))
+  return row(
+    function,
+    arguments,
+    call=call,
+    extreme=_extreme_logits,
+    bad=bad,
+    examples="any",
+    surrogate=surrogate,
+    options=options,
+  )
+
+
+def penalty(function, groups, *, bad=None, **options):
+  """`function(values, groups, **options)` of the kernel and bias of a layer."""
+  keywords = {name: options.pop(name) for name in tuple(options) if name in ("differentiable", "wide")}
+  call = lambda values, **hyperparameters: function(values, groups, **hyperparameters)
+  return row(function, _layer, call=call, bad=_BAD_VALUES if bad is None else bad, options=options, **keywords)
+
+
+def metric(function, *, arguments=None, call=None, bad=None, **options):
+  """`function(logits, labels, **options)`, a mean over the examples, of which no gradient is promised."""
+  return row(
+    function,
+    arguments or _classification,
+    call=call,
+    extreme=_extreme_logits,
+    bad=_BAD_LABELS if bad is None else bad,
+    examples="reduced",
+    differentiable=False,
+    wide=True,
+    options=options,
+  )
+
+
+class Transform(NamedTuple):
+  """A transformation: `build(base, **hyperparameters)` puts it where it belongs beside the optimizer `base`."""
+
+  name: str
+  build: Callable
+  hyperparameters: dict[str, tuple]
+  function: Any
+
+
+def transform(function, build, **ranges):
+  """A row of `TRANSFORMS`."""
+  name = f"{function.__module__.removeprefix('jaxreg.')}.{function.__name__}"
+  return Transform(name, build, ranges, function)
+
+
+def trial(ranges: dict[str, tuple], index: int) -> dict:
+  """The hyperparameters of one of the trials, evenly spread over the ranges; of integers for ranges of integers."""
+  share = index / (TRIALS - 1)
+  values = {name: low + share * (high - low) for name, (low, high) in ranges.items()}
+  integer = {name for name, (low, _) in ranges.items() if isinstance(low, int)}
+  return {name: np.int32(round(v)) if name in integer else np.float64(v) for name, v in values.items()}
+
+
+def _logits(rng):
+  return 2 * rng.normal(size=(EXAMPLES, CLASSES))
+
+
+def _classification(rng):
+  return _logits(rng), rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
+
+
+def _probabilities(rng):
+  return rng.dirichlet(np.ones(CLASSES), EXAMPLES)
+
+
+def _ids(rng):
+  return rng.permutation(TABLE)[:EXAMPLES].astype(np.int32)
+
+
+def _layer(rng):
+  return ({"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)},)
+
+
+def _extremes(leaf):
+  return EXTREME * np.resize([1.0, -1.0, 0.0, 1e-4, -1.0], np.shape(leaf))
+
+
+def _extreme_logits(logits, *rest):
+  """All equal, one class far above, far below, ties, and mixtures; the labels are among all of them."""
+  patterns = [[0.0] * 5, [1.0] * 5, [-1.0] * 5, [1, -1, -1, -1, -1], [-1, 1, 1, 1, 1], [1, 1, 0, 0, -1], [1e-4, -1, 0, 1, 1]]
+  shifted = [np.roll(pattern, shift) for shift in range(3) for pattern in patterns]
+  return EXTREME * np.resize(shifted, np.shape(logits)), *rest
+
+
+_BAD_LOGITS = (("logits|differences", lambda z: (np.ones(z.shape, np.int32),)),)
+_BAD_LABELS = (
+  ("labels", lambda z, y, *rest: (z, y[1:], *rest)),
+  ("labels", lambda z, y, *rest: (z, y[:1], *rest)),
+  ("labels", lambda z, y, *rest: (z, y[:, None], *rest)),
+  ("labels", lambda z, y, *rest: (z, y[0], *rest)),
+  ("labels", lambda z, y, *rest: (z, y.astype(np.float32), *rest)),
+  ("logits", lambda z, y, *rest: (z.astype(np.int32), y, *rest)),
+)
+_BAD_SAME_SHAPE = (
+  ("shapes", lambda x, y, *rest: (x, y[1:], *rest)),
+  ("shapes", lambda x, y, *rest: (x, y[:1], *rest)),
+)
+_BAD_VALUES = (
+  ("values", lambda values: (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), values),)),
+  ("groups", lambda values: (jax.tree.map(lambda leaf: leaf[None], values),)),
+  ("groups", lambda values: (jax.tree.map(lambda leaf: leaf[..., 1:], values),)),
+)
+GROUPS = group_sparsity.group_ids({"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}, kind="neuron")
+
+
+def _elr_surrogate(logits, results, labels, ids, state, *, momentum, weight):
+  """The targets, which were just updated with these logits, are constants."""
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  targets = results[1].targets[ids]
+  return cross_entropy + weight * jnp.log1p(-jnp.sum(jax.nn.softmax(logits) * targets, axis=-1))
+
+
+def _elr_plus_surrogate(logits, results, soft_labels, teacher_logits, ids, state, *, coefficient, momentum, weight, ramp):
+  targets = results[1].targets[ids]
+  targets = coefficient * targets + (1 - coefficient) * targets[jnp.arange(ids.size) ^ 1]
+  cross_entropy = -jnp.sum(soft_labels * jax.nn.log_softmax(logits), axis=-1)
+  return cross_entropy + ramp * weight * jnp.log1p(-jnp.sum(jax.nn.softmax(logits) * targets, axis=-1))
+
+
+def _elr_plus(logits, soft_labels, teacher_logits, ids, state, **hyperparameters):
+  # Partners are neighbours, so that they stay together when the batch is split over devices.
+  return early_learning.elr_plus_loss(
+    logits, soft_labels, teacher_logits, ids, state=state, permutation=jnp.arange(ids.size) ^ 1, **hyperparameters
+  )
+
+
+def _aldr_surrogate(logits, results, labels, ids, state, *, initial_temperature, alpha, margin):
+  """The temperatures, which were just updated with these logits, are constants."""
+  temperature = results[1].temperature[ids][:, None]
+  scaled = logits / jnp.mean(jnp.abs(logits), axis=-1, keepdims=True)
+  label = jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype)
+  differences = scaled - jnp.sum(scaled * label, axis=-1, keepdims=True) + margin * (1 - label)
+  value = jnp.sum(temperature, -1) * jnp.log(jnp.mean(jnp.exp(differences / temperature), axis=-1))
+  return value - alpha * np.log(CLASSES) / (2 * initial_temperature) * (temperature[:, 0] - initial_temperature) ** 2
+
+
+def _ridge(params):
+  return sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)), jnp.zeros(())) / 2
+
+
+def _soft_threshold(params, step):
+  return jax.tree.map(lambda x: jnp.sign(x) * jnp.maximum(jnp.abs(x) - step * 0.1, 0), params)
+
+
+def _tensors_as_groups(params):
+  structure = jax.tree.structure(params)
+  return structure.unflatten(
+    np.full((1,) * jnp.ndim(leaf), index, np.int32) for index, leaf in enumerate(jax.tree.leaves(params))
+  )
+
+
+ROWS = [
+  loss(comp_sum.comp_sum_loss, tau=(0.5, 2.5)),
+  loss(comp_sum.generalized_cross_entropy_loss, q=(0.0, 1.0)),
+  row(
+    early_learning.elr_regularizer,
+    lambda rng: (_probabilities(rng), 0.9 * _probabilities(rng)),
+    extreme=lambda p, t: (np.resize(np.eye(CLASSES), p.shape), np.resize(np.eye(CLASSES)[[0, 2, 3]], t.shape)),
+    bad=_BAD_SAME_SHAPE,
+    examples="any",
+  ),
+  stateful_loss(
+    early_learning.elr_loss,
+    lambda rng: early_learning.ELRState(0.5 * rng.dirichlet(np.ones(CLASSES), TABLE)),
+    _elr_surrogate,
+    momentum=(0.0, 0.9),
+    weight=(0.0, 5.0),
+  ),
+  row(
+    early_learning.elr_plus_loss,
+    lambda rng: (
+      _logits(rng),
+      _probabilities(rng),
+      _logits(rng),
+      _ids(rng),
+      early_learning.ELRState(0.5 * rng.dirichlet(np.ones(CLASSES), TABLE)),
+    ),
+    call=_elr_plus,
+    extreme=lambda z, y, teacher, *rest: (*_extreme_logits(z, y), *_extreme_logits(teacher), *rest),
+    bad=(
+      ("shapes", lambda z, y, teacher, ids, s: (z, y[:1], teacher, ids, s)),
+      ("shapes", lambda z, y, teacher, ids, s: (z, y, teacher[:1], ids, s)),
+      ("ids", lambda z, y, teacher, ids, s: (z, y, teacher, ids[1:], s)),
+      ("ids", lambda z, y, teacher, ids, s: (z, y, teacher, ids * 1.0, s)),
+      ("logits", lambda z, *rest: (z.astype(np.int32), *rest)),
+    ),
+    examples="batch",
+    surrogate=_elr_plus_surrogate,
+    options=dict(coefficient=(0.5, 1.0), momentum=(0.0, 0.9), weight=(0.0, 5.0), ramp=(0.0, 1.0)),
+  ),
+  row(
+    early_learning.noisy_label_candidates,
+    lambda rng: (_probabilities(rng), _classification(rng)[1]),
+    call=lambda targets, labels: early_learning.noisy_label_candidates(early_learning.ELRState(targets), labels),
+    bad=_BAD_LABELS[:5],
+    examples="any",
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    early_learning.sigmoid_rampup,
+    lambda rng: (np.float64(rng.uniform(1, 4)),),
+    call=lambda step, length: early_learning.sigmoid_rampup(step, length=length),
+    wide=True,
+    options=dict(length=(5.0, 10.0)),
+  ),
+  stateful_loss(
+    label_dro.aldr_kl_loss,
+    lambda rng: label_dro.ALDRState(rng.uniform(0.5, 1.0, TABLE)),
+    _aldr_surrogate,
+    initial_temperature=(1.0, 5.0),
+    alpha=(1.5, 3.0),
+    margin=(0.0, 0.5),
+  ),
+  loss(label_dro.ldr_kl_loss, temperature=(0.0, 3.0), margin=(0.0, 0.5)),
+  loss(label_dro.ldr_kl_loss, normalize="l1_mean", temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  loss(label_dro.ldr_kl_loss, normalize="softplus_mean", temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  loss(label_dro.ldr_weights, temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  scores(label_dro.normalize_scores, normalize="l1_mean"),
+  scores(label_dro.normalize_scores, normalize="softplus_mean"),
+  scores(label_dro.aldr_fixed_point, initial_temperature=(0.5, 5.0), alpha=(1.5, 3.0), iterations=20),
+  loss(robust.asymmetric_generalized_cross_entropy_loss, offset=(0.0, 3.0), q=(0.5, 2.0)),
+  loss(robust.asymmetric_unhinged_loss, offset=(1.1, 3.0), q=(0.5, 2.0)),
+  loss(robust.brier_loss),
+  loss(robust.crammer_singer_loss, margin=(0.0, 1.0)),
+  loss(robust.jensen_shannon_loss, label_weight=(0.1, 0.9)),
+  loss(robust.mean_absolute_error_loss),
+  loss(robust.nce_agce_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), offset=(0.5, 3.0), q=(0.5, 2.0)),
+  loss(robust.nce_aul_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), offset=(1.1, 3.0), q=(0.5, 2.0)),
+  loss(robust.nce_rce_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), log_zero=(-9.0, -4.0)),
+  loss(robust.normalized_cross_entropy_loss),
+  loss(robust.reverse_cross_entropy_loss, log_zero=(-9.0, -4.0)),
+  loss(robust.robust_log_loss, alpha=(0.01, 1.0)),
+  loss(robust.symmetric_cross_entropy_loss, balance=(0.0, 1.0), log_zero=(-9.0, -4.0)),
+  loss(robust.truncated_generalized_cross_entropy_loss, q=(0.0, 1.0), threshold=(0.0, 0.5)),
+  loss(robust.weston_watkins_loss, margin=(0.0, 1.0)),
+  scores(stablemax.stablemax),
+  scores(stablemax.log_stablemax),
+  loss(stablemax.stablemax_cross_entropy),
+  row(
+    stablemax.stablemax_cross_entropy_with_soft_labels,
+    lambda rng: (_logits(rng), _probabilities(rng)),
+    extreme=_extreme_logits,
+    bad=(
+      *_BAD_SAME_SHAPE,
+      ("logits", lambda z, y: (z.astype(np.int32), y)),
+      ("labels", lambda z, y: (z, y.astype(np.int32))),
+    ),
+    examples="any",
+  ),
+  penalty(group_sparsity.wgsef, GROUPS, k=(1, 4)),
+  penalty(group_sparsity.wgsef_minimizer, GROUPS, k=(1, 4), differentiable=False, wide=True),
+  penalty(group_sparsity.wgsef_conjugate, GROUPS, k=(1, 4)),
+  penalty(group_sparsity.prox_wgsef, GROUPS, k=(1, 4), lam=(0.0, 2.0)),
+  penalty(group_sparsity.group_lasso, GROUPS),
+  penalty(group_sparsity.prox_group_lasso, GROUPS, lam=(0.0, 2.0)),
+  penalty(group_sparsity.sum_groups, GROUPS, num_groups=4, wide=True),
+  row(
+    group_sparsity.scale_groups,
+    lambda rng: (*_layer(rng), rng.uniform(size=4)),
+    call=lambda values, factors: group_sparsity.scale_groups(values, GROUPS, factors),
+    bad=(("groups", lambda values, factors: (jax.tree.map(lambda leaf: leaf[None], values), factors)),),
+  ),
+  row(group_sparsity.group_norms, _layer, wide=True, options=dict(kind="neuron")),
+  row(
+    group_sparsity.freeze_support,
+    _layer,
+    call=lambda params: group_sparsity.freeze_support(params, {"kernel": "neuron", "bias": None}),
+    differentiable=False,
+    wide=True,
+  ),
+  metric(classification.top_k_accuracy, k=(1, CLASSES)),
+  metric(classification.balanced_top_k_accuracy, k=(1, CLASSES)),
+  metric(
+    classification.area_under_roc,
+    # Any of the examples' scores will do, and both classes occur.
+    arguments=lambda rng: (_logits(rng)[:, 0], np.resize(np.array([1, 0, 0], np.int32), EXAMPLES)),
+    bad=(("scores", lambda s, p: (s.astype(np.int32), p)), ("positives", lambda s, p: (s, p[1:]))),
+  ),
+  metric(
+    classification.memorization_fractions,
+    arguments=lambda rng: (*_classification(rng), np.resize(np.arange(CLASSES, dtype=np.int32), EXAMPLES)),
+  ),
+  metric(
+    grokking.softmax_collapse_fraction, arguments=lambda rng: (_logits(rng),), bad=_BAD_LOGITS, dtype=jnp.float32
+  ),
+  metric(
+    grokking.zero_loss_fraction,
+    arguments=lambda rng: (np.maximum(_logits(rng)[:, 0], 0),),
+    bad=(("losses", lambda losses: (losses.astype(np.int32),)),),
+  ),
+  row(
+    grokking.nlm_alignment,
+    lambda rng: (*_layer(rng), *_layer(rng)),
+    bad=(("shapes", lambda grads, params: (grads, jax.tree.map(lambda leaf: leaf[..., 1:], params))),),
+    differentiable=False,
+    wide=True,
+  ),
+  row(grokking.nlm_direction, _layer, options=dict(last_layer="kernel"), bad=()),
+  row(grokking.tensor_norms, _layer, bad=_BAD_VALUES[:0], differentiable=False, wide=True),
+]
+
+TRANSFORMS = [
+  transform(
+    orthogonal_gradient.orthogonalize_gradients,
+    lambda base, eps: optax.chain(orthogonal_gradient.orthogonalize_gradients(eps=eps), base),
+    eps=(1e-30, 1e-3),
+  ),
+  transform(
+    orthogonal_gradient.orthogonal,
+    lambda base, eps: orthogonal_gradient.orthogonal(base, renormalize=False, eps=eps),
+    eps=(1e-30, 1e-3),
+  ),
+  transform(
+    penalize.penalize,
+    lambda base, weight: optax.chain(penalize.penalize(_ridge, weight), base),
+    weight=(0.0, 1.0),
+  ),
+  transform(
+    proximal.proximal,
+    lambda base, rate: optax.chain(base, proximal.proximal(_soft_threshold, rate)),
+    rate=(0.0, 1.0),
+  ),
+  transform(
+    proximal.half_space_projection,
+    lambda base, epsilon: optax.chain(base, proximal.half_space_projection(_tensors_as_groups, epsilon=epsilon)),
+    epsilon=(0.0, 0.5),
+  ),
+]
+
+OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "adamw": optax.adamw, "lion": optax.lion}
