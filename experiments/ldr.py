@@ -133,9 +133,9 @@ def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
     places = np.arange(len(VARIANTS)) + offset
     left.bar(places, values.mean(1), 0.36, label="no noise" if rate == "clean" else "noise 0.6", alpha=0.7)
     left.plot(places[:, None] + np.zeros_like(values), values, "k.", markersize=3)
-  left.set(xticks=range(len(VARIANTS)), ylabel="clean test accuracy", ylim=(0.4, 1), title="last epoch, dots: seeds")
+  left.set(xticks=range(len(VARIANTS)), ylabel="clean test accuracy", ylim=(0.4, 1.1), title="last epoch, dots: seeds")
   left.set_xticklabels([name.replace(", ", "\n") for name in VARIANTS], fontsize=8)
-  left.legend(frameon=False, loc="lower right")
+  left.legend(frameon=False, loc="upper center", ncols=2)
   names = [name for name in measurements if name.startswith("auroc")]
   values = np.stack([measurements[name] for name in names])
   right.bar(range(len(names)), values.mean(1), 0.5, alpha=0.7)

@@ -202,6 +202,13 @@ CLAIMS = (
 )
 
 
+NOTES = (
+  "A run that ends one group above k is stuck where the ratio of the (k+1)-th to the k-th group norm exceeds"
+  " lam / (1 + lam) for the proximal step lam = 0.01: the weak group is then shrunk no faster than the gradient regrows"
+  " it. A larger strength or a ramp would remove it, at a cost in accuracy; the strength was fixed beforehand at 0.1.",
+)
+
+
 def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
   """Accuracy against neurons: the group lasso path, WGSEF and pruning at each k."""
   import matplotlib.pyplot as plt

@@ -6,12 +6,12 @@ A new ingredient joins by one line, with an adapter for its kind. Hyperparameter
     loss(robust.brier_loss),                                     # loss(logits, labels)
     loss(comp_sum.comp_sum_loss, tau=(0.5, 2.5)),
     loss(label_dro.ldr_kl_loss, temperature=(0.5, 2.0), normalize="l1_mean"),
-    scores(stablemax.stablemax),                                 # function(logits) -> one value per class
+    scores(stablemax),                                 # function(logits) -> one value per class
     penalty(group_sparsity.wgsef, GROUPS, k=(1, 3)),             # penalty(values, groups)
 
 in `TRANSFORMS`, with the place in the chain:
 
-    transform(penalize.penalize, lambda base, weight: optax.chain(penalize.penalize(ridge, weight), base), weight=(0, 1)),
+    transform(penalize, lambda base, weight: optax.chain(penalize(ridge, weight), base), weight=(0, 1)),
 
 An ingredient that fits no adapter is a `row` with its own arguments. A public name that cannot be a row (it reads values,
 or only builds a state) goes into `EXEMPT` with the reason.
@@ -26,10 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxreg.losses import comp_sum, early_learning, label_dro, robust, stablemax
+from jaxreg.losses import comp_sum, early_learning, label_dro, robust
+from jaxreg.losses.stablemax import (
+  log_stablemax,
+  stablemax,
+  stablemax_cross_entropy,
+  stablemax_cross_entropy_with_soft_labels,
+)
 from jaxreg.metrics import classification, grokking
 from jaxreg.regularizers import group_sparsity
-from jaxreg.transforms import orthogonal_gradient, penalize, proximal
+from jaxreg.transforms import half_space_projection, orthogonal, orthogonalize_gradients, penalize, proximal
 
 TRIALS = 8
 EXAMPLES, CLASSES, TABLE = 16, 5, 24
@@ -45,11 +51,15 @@ EXEMPT = {
   "losses.label_dro.ALDRState": "state, carried by aldr_kl_loss",
   "losses.label_dro.NORMALIZATIONS": "names, each of them in a row of ldr_kl_loss",
   "losses.label_dro.aldr_kl_init": "builds the state that aldr_kl_loss's row starts from",
+  "losses.softmax_family.SoftmaxStatistics": "result of softmax_statistics",
+  "losses.softmax_family.of_label": "shared by the softmax losses, which carry it",
+  "losses.softmax_family.softmax_statistics": "shared by the softmax losses, which carry it",
+  "losses.softmax_family.with_label": "shared by the softmax losses, which carry it",
   "metrics.classification.MemorizationFractions": "result of memorization_fractions",
   "regularizers.group_sparsity.compact": "shapes depend on values: not traceable, by contract",
   "regularizers.group_sparsity.compact_pair": "shapes depend on values: not traceable, by contract",
   "regularizers.group_sparsity.group_ids": "reads shapes only and returns NumPy ids; group_norms carries it",
-  "regularizers.group_sparsity.resolve_groups": "reads shapes only; group_norms and freeze_support carry it",
+  "regularizers.group_sparsity.resolve_groups": "reads shapes only; group_norms carries it",
   "transforms.penalize.PenalizeState": "state, carried by penalize",
   "transforms.proximal.ProximalState": "state, carried by proximal",
 }
@@ -121,7 +131,11 @@ def stateful_loss(function, init, surrogate, **options):
   def arguments(rng):
     return *_classification(rng), _ids(rng), init(rng)
 
-  bad = (*_BAD_LABELS, ("ids", lambda z, y, ids, s: (z, y, ids[1:], s)), ("ids", lambda z, y, ids, s: (z, y, ids * 1.0, s)))
+  bad = (
+    *_BAD_LABELS,
+    ("ids", lambda z, y, ids, s: (z, y, ids[1:], s)),
+    ("ids", lambda z, y, ids, s: (z, y, ids * 1.0, s)),
+  )
   return row(
     function,
     arguments,
@@ -205,7 +219,15 @@ def _extremes(leaf):
 
 def _extreme_logits(logits, *rest):
   """All equal, one class far above, far below, ties, and mixtures; the labels are among all of them."""
-  patterns = [[0.0] * 5, [1.0] * 5, [-1.0] * 5, [1, -1, -1, -1, -1], [-1, 1, 1, 1, 1], [1, 1, 0, 0, -1], [1e-4, -1, 0, 1, 1]]
+  patterns = [
+    [0.0] * 5,
+    [1.0] * 5,
+    [-1.0] * 5,
+    [1, -1, -1, -1, -1],
+    [-1, 1, 1, 1, 1],
+    [1, 1, 0, 0, -1],
+    [1e-4, -1, 0, 1, 1],
+  ]
   shifted = [np.roll(pattern, shift) for shift in range(3) for pattern in patterns]
   return EXTREME * np.resize(shifted, np.shape(logits)), *rest
 
@@ -238,7 +260,9 @@ def _elr_surrogate(logits, results, labels, ids, state, *, momentum, weight):
   return cross_entropy + weight * jnp.log1p(-jnp.sum(jax.nn.softmax(logits) * targets, axis=-1))
 
 
-def _elr_plus_surrogate(logits, results, soft_labels, teacher_logits, ids, state, *, coefficient, momentum, weight, ramp):
+def _elr_plus_surrogate(
+  logits, results, soft_labels, teacher_logits, ids, state, *, coefficient, momentum, weight, ramp
+):
   targets = results[1].targets[ids]
   targets = coefficient * targets + (1 - coefficient) * targets[jnp.arange(ids.size) ^ 1]
   cross_entropy = -jnp.sum(soft_labels * jax.nn.log_softmax(logits), axis=-1)
@@ -362,11 +386,11 @@ ROWS = [
   loss(robust.symmetric_cross_entropy_loss, balance=(0.0, 1.0), log_zero=(-9.0, -4.0)),
   loss(robust.truncated_generalized_cross_entropy_loss, q=(0.0, 1.0), threshold=(0.0, 0.5)),
   loss(robust.weston_watkins_loss, margin=(0.0, 1.0)),
-  scores(stablemax.stablemax),
-  scores(stablemax.log_stablemax),
-  loss(stablemax.stablemax_cross_entropy),
+  scores(stablemax),
+  scores(log_stablemax),
+  loss(stablemax_cross_entropy),
   row(
-    stablemax.stablemax_cross_entropy_with_soft_labels,
+    stablemax_cross_entropy_with_soft_labels,
     lambda rng: (_logits(rng), _probabilities(rng)),
     extreme=_extreme_logits,
     bad=(
@@ -409,9 +433,7 @@ ROWS = [
     classification.memorization_fractions,
     arguments=lambda rng: (*_classification(rng), np.resize(np.arange(CLASSES, dtype=np.int32), EXAMPLES)),
   ),
-  metric(
-    grokking.softmax_collapse_fraction, arguments=lambda rng: (_logits(rng),), bad=_BAD_LOGITS, dtype=jnp.float32
-  ),
+  metric(grokking.softmax_collapse_fraction, arguments=lambda rng: (_logits(rng),), bad=_BAD_LOGITS, dtype=jnp.float32),
   metric(
     grokking.zero_loss_fraction,
     arguments=lambda rng: (np.maximum(_logits(rng)[:, 0], 0),),
@@ -430,28 +452,28 @@ ROWS = [
 
 TRANSFORMS = [
   transform(
-    orthogonal_gradient.orthogonalize_gradients,
-    lambda base, eps: optax.chain(orthogonal_gradient.orthogonalize_gradients(eps=eps), base),
+    orthogonalize_gradients,
+    lambda base, eps: optax.chain(orthogonalize_gradients(eps=eps), base),
     eps=(1e-30, 1e-3),
   ),
   transform(
-    orthogonal_gradient.orthogonal,
-    lambda base, eps: orthogonal_gradient.orthogonal(base, renormalize=False, eps=eps),
+    orthogonal,
+    lambda base, eps: orthogonal(base, renormalize=False, eps=eps),
     eps=(1e-30, 1e-3),
   ),
   transform(
-    penalize.penalize,
-    lambda base, weight: optax.chain(penalize.penalize(_ridge, weight), base),
+    penalize,
+    lambda base, weight: optax.chain(penalize(_ridge, weight), base),
     weight=(0.0, 1.0),
   ),
   transform(
-    proximal.proximal,
-    lambda base, rate: optax.chain(base, proximal.proximal(_soft_threshold, rate)),
+    proximal,
+    lambda base, rate: optax.chain(base, proximal(_soft_threshold, rate)),
     rate=(0.0, 1.0),
   ),
   transform(
-    proximal.half_space_projection,
-    lambda base, epsilon: optax.chain(base, proximal.half_space_projection(_tensors_as_groups, epsilon=epsilon)),
+    half_space_projection,
+    lambda base, epsilon: optax.chain(base, half_space_projection(_tensors_as_groups, epsilon=epsilon)),
     epsilon=(0.0, 0.5),
   ),
 ]

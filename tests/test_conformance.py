@@ -43,7 +43,9 @@ def cast(arguments, dtype):
 def inputs(row, index=0, dtype=jnp.float64):
   """Arguments and hyperparameters of one of the trials."""
   wide = jnp.promote_types(dtype, jnp.float32)
-  hyperparameters = {name: jnp.asarray(v, wide if v.dtype == float else None) for name, v in trial(row.hyperparameters, index).items()}
+  hyperparameters = {
+    name: jnp.asarray(v, wide if v.dtype == float else None) for name, v in trial(row.hyperparameters, index).items()
+  }
   return cast(row.arguments(np.random.default_rng(index)), dtype), hyperparameters
 
 
@@ -61,6 +63,21 @@ def weighted_sum(row, values):
   return sum(jax.tree.leaves(jax.tree.map(total, values)))
 
 
+@functools.cache
+def quick() -> dict:
+  """Options with which XLA compiles several times faster, for programs whose semantics are tested and not their code."""
+  options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+  try:
+    jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+  except Exception:  # this XLA does not know them
+    return {}
+  return options
+
+
+def quick_jit(function):
+  return jax.jit(function, compiler_options=quick())
+
+
 def evaluate(row, arguments, hyperparameters, **static):
   """Results, the weighted sum of the values, and its gradient in the first argument."""
 
@@ -75,9 +92,9 @@ def evaluate(row, arguments, hyperparameters, **static):
 
 
 @functools.cache
-def compiled(label):
+def compiled(label, jit=quick_jit):
   row = next(row for row in ROWS if row.label == label)
-  return jax.jit(functools.partial(evaluate, row))
+  return jit(functools.partial(evaluate, row))
 
 
 def assert_close(actual, expected, rtol=1e-9, atol=1e-11):
@@ -91,13 +108,12 @@ def stack(trees):
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-@functools.cache
-def mesh():
-  return jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
+def mesh(**axes):
+  return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
-def split_over_devices(tree):
-  return jax.device_put(tree, NamedSharding(mesh(), PartitionSpec("devices")))
+def has_examples(row, argument) -> bool:
+  return row.examples != "none" and not is_state(argument)
 
 
 @every_row
@@ -105,8 +121,8 @@ def test_jit_is_eager_and_the_gradient_is_right(row, x64):
   for index in (0, 4):
     arguments, hyperparameters = inputs(row, index)
     actual = compiled(row.label)(arguments, hyperparameters)
-    if index == 0:
-      assert_close(actual, evaluate(row, arguments, hyperparameters))
+    if index == 4:
+      assert_close(actual[0], row.call(*arguments, **hyperparameters))
     if row.differentiable:
       check_directional_derivatives(row, arguments, hyperparameters, *actual)
 
@@ -129,55 +145,48 @@ def check_directional_derivatives(row, arguments, hyperparameters, results, valu
 
 
 @every_row
-def test_trials_vmapped_pmapped_and_sharded_are_the_loop(row, x64):
+def test_trials_vmapped_sharded_and_pmapped_are_the_loop(row, x64):
   trials = [inputs(row, index) for index in range(TRIALS)]
   expected = stack([compiled(row.label)(*each) for each in trials])
-  stacked = stack(trials)
+  arguments, hyperparameters = stack(trials)
   one = functools.partial(evaluate, row)
-  mapped = jax.jit(jax.vmap(one))
-  assert_close(mapped(*stacked), expected)
-  assert_close(mapped(*split_over_devices(stacked)), expected)
-  assert_close(jax.pmap(one)(*stacked), expected)
+  devices = mesh(trial=4, data=2)
+  place = lambda tree, *axes: jax.device_put(tree, NamedSharding(devices, PartitionSpec(*axes)))
+  placed = tuple(place(a, "trial", "data") if has_examples(row, a) else place(a, "trial") for a in arguments)
+  assert_close(quick_jit(jax.vmap(one))(placed, place(hyperparameters, "trial")), expected)
+  assert_close(quick_jit(jax.pmap(one))(arguments, hyperparameters), expected)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.examples in ("any", "batch")], ids=lambda row: row.label)
 def test_a_batch_split_over_devices_is_the_whole(row, x64):
   arguments, hyperparameters = inputs(row)
   results, _, gradient = compiled(row.label)(arguments, hyperparameters)
-  options = {"axis_name": "devices"} if any(is_state(argument) for argument in arguments) else {}
-  axes = tuple(None if is_state(argument) else 0 for argument in arguments)
+  options = {"axis_name": "devices"} if any(map(is_state, arguments)) else {}
 
   def part(*block):
     results, _, gradient = evaluate(row, block, hyperparameters, **options)
     return jax.tree.map(lambda leaf: leaf[None], (results, gradient))
 
-  blocks = tuple(
-    argument if axis is None else argument.reshape(8, -1, *argument.shape[1:]) for argument, axis in zip(arguments, axes)
+  specs = tuple(PartitionSpec("devices") if has_examples(row, a) else PartitionSpec() for a in arguments)
+  mapped = jax.shard_map(
+    part, mesh=mesh(devices=8), in_specs=specs, out_specs=PartitionSpec("devices"), check_vma=False
   )
-  specs = tuple(PartitionSpec() if axis is None else PartitionSpec("devices") for axis in axes)
-  sharded = jax.shard_map(
-    part, mesh=mesh(), in_specs=specs, out_specs=PartitionSpec("devices"), check_vma=False
-  )
-  outputs = [
-    jax.tree.map(lambda leaf: leaf[:, 0], jax.pmap(part, axis_name="devices", in_axes=axes)(*blocks)),
-    jax.jit(sharded)(*arguments),
-  ]
-  for actual_results, actual_gradient in outputs:
-    whole = lambda leaf: leaf.reshape(EXAMPLES, *leaf.shape[2:])
-    assert_close(whole(values_of(row, actual_results)), values_of(row, results))
-    assert_close(jax.tree.map(whole, actual_gradient), gradient)
-    if options:
-      for device in range(8):
-        assert_close(jax.tree.map(lambda leaf, d=device: leaf[d], actual_results[1]), results[1])
+  check_parts(row, quick_jit(mapped)(*arguments), results, gradient)
+  if options:
+    blocks = (a.reshape(8, -1, *a.shape[1:]) if has_examples(row, a) else a for a in arguments)
+    axes = tuple(0 if has_examples(row, a) else None for a in arguments)
+    outputs = quick_jit(jax.pmap(part, axis_name="devices", in_axes=axes))(*blocks)
+    check_parts(row, jax.tree.map(lambda leaf: leaf[:, 0], outputs), results, gradient)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.examples != "none"], ids=lambda row: row.label)
-def test_a_sharded_batch_is_the_whole(row, x64):
-  arguments, hyperparameters = inputs(row)
-  placed = tuple(argument if is_state(argument) else split_over_devices(argument) for argument in arguments)
-  assert_close(
-    compiled(row.label)(placed, hyperparameters), compiled(row.label)(arguments, hyperparameters)
-  )
+def check_parts(row, parts, results, gradient):
+  """`parts` are the results and the gradient of each device, stacked."""
+  whole = lambda leaf: leaf.reshape(EXAMPLES, *leaf.shape[2:])
+  assert_close(whole(values_of(row, parts[0])), values_of(row, results))
+  assert_close(jax.tree.map(whole, parts[1]), gradient)
+  if type(results) is tuple:  # every device has the same state
+    for device in range(8):
+      assert_close(jax.tree.map(lambda leaf: leaf[device], parts[0][1]), results[1])
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.examples == "any"], ids=lambda row: row.label)
@@ -191,7 +200,7 @@ def test_any_leading_shape(row, x64):
     grid = [a if axis is None else a.reshape(2, -1, *a.shape[1:]) for a, axis in zip(arguments, axes)]
     return call(*grid).reshape(expected.shape), jax.vmap(call, in_axes=axes)(*arguments)
 
-  for actual in jax.jit(layouts)(*arguments):
+  for actual in quick_jit(layouts)(*arguments):
     assert_close(actual, expected)
 
 
@@ -214,7 +223,7 @@ def test_class_axis_and_masked_class(row, x64):
       back, masked = jnp.moveaxis(back, 0, -1), masked[..., :-1]
     return (plain, plain, call(*fewer)), (back, call(*arguments, where=jnp.ones(CLASSES, bool)), masked)
 
-  expected, actual = jax.jit(layouts)()
+  expected, actual = quick_jit(layouts)()
   assert_close(actual, expected)
 
 
@@ -225,7 +234,8 @@ def test_float32_and_bfloat16(row):
     extreme = cast(row.extreme(*row.arguments(np.random.default_rng(index))), jnp.bfloat16)
     for narrow, ordinary in ((arguments, True), (extreme, False)):
       low = compiled(row.label)(narrow, hyperparameters)
-      high = compiled(row.label)(cast_up(narrow), hyperparameters)
+      # The one program that is compiled as it will be used.
+      high = compiled(row.label, jax.jit)(cast_up(narrow), hyperparameters)
       check_narrow(row, low, high, ordinary)
 
 
@@ -271,83 +281,108 @@ def test_hyperparameters_that_are_no_numbers_are_refused(row):
 
 RATE = (0.01, 0.1)
 STEPS = 3
+SINGLE = {"rtol": 1e-5, "atol": 1e-6}
+every_transform = pytest.mark.parametrize(
+  "transform", TRANSFORMS, ids=lambda transform: transform.name.split(".", 1)[1]
+)
 
 
-def parameters(dtypes):
-  leaf = lambda shape, index, scale=1.0: jnp.asarray(scale * np.cos(1.0 + np.arange(np.prod(shape)).reshape(shape)), dtypes[index])
-  return {"layer": {"kernel": leaf((3, 2), 0), "bias": leaf((2,), 1)}, "scale": leaf((), 2), "empty": {}}
+def layer(dtype):
+  leaf = lambda *shape: jnp.asarray(np.cos(1.0 + np.arange(np.prod(shape, dtype=int)).reshape(shape)), dtype)
+  return {"kernel": leaf(3, 2), "bias": leaf(2), "scale": leaf()}
 
 
-TREES = {
-  "float32": parameters([jnp.float32] * 3),
-  "bfloat16": parameters([jnp.bfloat16] * 3),
-  "mixed": parameters([jnp.bfloat16, jnp.float32, jnp.float32]),
-  "kernel": {"layer": {"kernel": parameters([jnp.float32] * 3)["layer"]["kernel"]}},
-  "scalar": jnp.float32(0.7),
-  "empty": {},
-}
+# Both dtypes side by side, scalars, and a layer without parameters.
+TREE = {"float32": layer(jnp.float32), "bfloat16": layer(jnp.bfloat16), "empty": {}}
 
 
 def is_kernel(params):
   return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
-def train(tx, params, state=None):
+def pick(tree, kernels):
+  """The kernels of a tree, or the rest of it."""
+  return {
+    name: {key: leaf for key, leaf in part.items() if (key == "kernel") == kernels} for name, part in tree.items()
+  }
+
+
+def train(tx, params):
   """A few steps towards other values; the scan refuses a state or parameters that change their dtype."""
-  target = jax.tree.map(lambda leaf: (leaf + jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)).astype(leaf.dtype), params)
+  shift = lambda leaf: jnp.sin(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape) + 0.1
+  target = jax.tree.map(lambda leaf: (leaf + shift(leaf)).astype(leaf.dtype), params)
 
   def step(carry, _):
     params, state = carry
-    gradients = jax.tree.map(lambda p, t: p - t, params, target)
-    updates, state = tx.update(gradients, state, params)
+    updates, state = tx.update(jax.tree.map(jnp.subtract, params, target), state, params)
     return (optax.apply_updates(params, updates), state), None
 
   return jax.lax.scan(step, (params, tx.init(params)), None, length=STEPS)[0][0]
 
 
-def run(transform, optimizer, hyperparameters, rate):
+def chained(transform, optimizer, hyperparameters, rate):
   base = OPTIMIZERS[optimizer](rate)
-  tx = transform.build(base, **hyperparameters)
-  labels = lambda params: jax.tree.map(lambda kernel: "own" if kernel else "other", is_kernel(params))
-  results = {name: train(tx, params) for name, params in TREES.items()}
-  results["base"] = train(base, TREES["float32"])
-  results["masked"] = train(optax.chain(optax.masked(tx, is_kernel), optax.masked(base, lambda p: jax.tree.map(lambda k: not k, is_kernel(p)))), TREES["float32"])
-  results["multi_transform"] = train(optax.multi_transform({"own": tx, "other": base}, labels), TREES["float32"])
-  return results
+  return base, transform.build(base, **hyperparameters)
+
+
+def train_all(transform, optimizer, hyperparameters, rate):
+  return train(chained(transform, optimizer, hyperparameters, rate)[1], TREE)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.name.split(".", 1)[1])
+@every_transform
 def test_transformations_in_a_chain(transform, optimizer):
-  one = functools.partial(run, transform, optimizer)
-  each = [(trial(transform.hyperparameters, index), trial({"rate": RATE}, index)["rate"]) for index in range(TRIALS)]
-  each = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), each)
-  single = jax.jit(one)
-  expected = [single(*values) for values in each]
-  check_trees(expected[-1], optimizer)
-  assert_close(one(*each[-1]), expected[-1], rtol=1e-5, atol=1e-6)
-  expected, stacked = stack(expected), stack(each)
-  assert_close(jax.jit(jax.vmap(one))(*stacked), expected, rtol=1e-5, atol=1e-6)
-  assert_close(jax.pmap(one)(*stacked), expected, rtol=1e-5, atol=1e-6)
+  one = functools.partial(train_all, transform, optimizer)
+  trials = [(trial(transform.hyperparameters, index), trial({"rate": RATE}, index)["rate"]) for index in range(TRIALS)]
+  trials = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), trials)
+  single = quick_jit(one)
+  each = [single(*values) for values in trials]
+  check_trained(each[-1], optimizer)
+  if optimizer == "sgd":
+    with jax.disable_jit():
+      assert_close(one(*trials[-1]), each[-1], **SINGLE)
+  stacked = stack(trials)
+  assert_close(quick_jit(jax.vmap(one))(*stacked), stack(each), **SINGLE)
+  assert_close(quick_jit(jax.pmap(one))(*stacked), stack(each), **SINGLE)
 
 
-def check_trees(results, optimizer):
-  for name, params in TREES.items():
-    assert jax.tree.map(jnp.shape, results[name]) == jax.tree.map(jnp.shape, params)
-    assert jax.tree.map(jnp.result_type, results[name]) == jax.tree.map(jnp.result_type, params)
-  assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(results))
-  for wrapped in ("masked", "multi_transform"):
-    kernel = lambda params: {"layer": {"kernel": params["layer"]["kernel"]}}
-    assert_close(kernel(results[wrapped]), results["kernel"], rtol=1e-6)
-    for path in (lambda params: params["layer"]["bias"], lambda params: params["scale"]):
-      assert_close(path(results[wrapped]), path(results["base"]), rtol=1e-6)
+def check_trained(trained, optimizer):
+  assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, TREE)
+  assert jax.tree.map(jnp.result_type, trained) == jax.tree.map(jnp.result_type, TREE)
+  assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(trained))
   if optimizer == "sgd":  # adaptive steps amplify the rounding of the parameters
-    for narrow in ("bfloat16", "mixed"):
-      for a, b in zip(jax.tree.leaves(results[narrow]), jax.tree.leaves(results["float32"])):
-        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=2e-2, atol=2e-2)
+    for low, high in zip(jax.tree.leaves(trained["bfloat16"]), jax.tree.leaves(trained["float32"])):
+      np.testing.assert_allclose(np.asarray(low, np.float32), high, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.name.split(".", 1)[1])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@every_transform
+def test_transformations_masked_and_in_multi_transform(transform, optimizer):
+  base, tx = chained(transform, optimizer, trial(transform.hyperparameters, 4), 0.05)
+  others = lambda params: jax.tree.map(lambda kernel: not kernel, is_kernel(params))
+  labels = lambda params: jax.tree.map(lambda kernel: "own" if kernel else "other", is_kernel(params))
+  masked = optax.chain(optax.masked(tx, is_kernel), optax.masked(base, others))
+  several = optax.multi_transform({"own": tx, "other": base}, labels)
+  program = lambda: (
+    (train(masked, TREE), train(several, TREE)),
+    train(tx, pick(TREE, True)),
+    train(base, pick(TREE, False)),
+  )
+  wrapped, kernels, rest = quick_jit(program)()
+  for trained in wrapped:
+    assert_close(pick(trained, True), kernels, **SINGLE)
+    assert_close(pick(trained, False), rest, **SINGLE)
+
+
+@every_transform
+def test_transformations_of_a_scalar_and_of_nothing(transform):
+  _, tx = chained(transform, "adam", trial(transform.hyperparameters, 4), 0.05)
+  assert train(tx, {}) == {}
+  trained = train(tx, jnp.float32(0.7))
+  assert trained.shape == () and trained.dtype == jnp.float32 and np.isfinite(trained)
+
+
+@every_transform
 def test_transformations_refuse_bad_input(transform):
   tx = transform.build(optax.sgd(0.1), **trial(transform.hyperparameters, 0))
   params = {"w": jnp.ones((3, 2))}

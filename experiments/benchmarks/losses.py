@@ -9,35 +9,35 @@ import optax
 
 from experiments.benchmarks import Options
 from experiments.benchmarks.timing import interleaved
-from jaxreg.losses import comp_sum, early_learning, label_dro, robust, stablemax
+from jaxreg import losses
 
 TITLE = "Losses: forward and backward against optax.softmax_cross_entropy_with_integer_labels, float32"
 AIM = 1.5
 EXAMPLES = 100_000
 
 _STATELESS = {
-  "comp_sum tau=0.5": functools.partial(comp_sum.comp_sum_loss, tau=0.5),
-  "comp_sum tau=1.5": functools.partial(comp_sum.comp_sum_loss, tau=1.5),
-  "generalized_cross_entropy": comp_sum.generalized_cross_entropy_loss,
-  "ldr_kl": label_dro.ldr_kl_loss,
-  "ldr_kl l1_mean": functools.partial(label_dro.ldr_kl_loss, margin=0.1, normalize="l1_mean"),
-  "ldr_kl softplus_mean": functools.partial(label_dro.ldr_kl_loss, margin=0.1, normalize="softplus_mean"),
-  "stablemax_cross_entropy": stablemax.stablemax_cross_entropy,
-  "truncated_generalized_cross_entropy": robust.truncated_generalized_cross_entropy_loss,
-  "symmetric_cross_entropy": robust.symmetric_cross_entropy_loss,
-  "mean_absolute_error": robust.mean_absolute_error_loss,
-  "brier": robust.brier_loss,
-  "jensen_shannon": robust.jensen_shannon_loss,
-  "normalized_cross_entropy": robust.normalized_cross_entropy_loss,
-  "reverse_cross_entropy": robust.reverse_cross_entropy_loss,
-  "asymmetric_generalized_cross_entropy": robust.asymmetric_generalized_cross_entropy_loss,
-  "asymmetric_unhinged": robust.asymmetric_unhinged_loss,
-  "nce_rce": robust.nce_rce_loss,
-  "nce_agce": robust.nce_agce_loss,
-  "nce_aul": robust.nce_aul_loss,
-  "crammer_singer": robust.crammer_singer_loss,
-  "weston_watkins": robust.weston_watkins_loss,
-  "robust_log": robust.robust_log_loss,
+  "comp_sum tau=0.5": functools.partial(losses.comp_sum_loss, tau=0.5),
+  "comp_sum tau=1.5": functools.partial(losses.comp_sum_loss, tau=1.5),
+  "generalized_cross_entropy": losses.generalized_cross_entropy_loss,
+  "ldr_kl": losses.ldr_kl_loss,
+  "ldr_kl l1_mean": functools.partial(losses.ldr_kl_loss, margin=0.1, normalize="l1_mean"),
+  "ldr_kl softplus_mean": functools.partial(losses.ldr_kl_loss, margin=0.1, normalize="softplus_mean"),
+  "stablemax_cross_entropy": losses.stablemax_cross_entropy,
+  "truncated_generalized_cross_entropy": losses.truncated_generalized_cross_entropy_loss,
+  "symmetric_cross_entropy": losses.symmetric_cross_entropy_loss,
+  "mean_absolute_error": losses.mean_absolute_error_loss,
+  "brier": losses.brier_loss,
+  "jensen_shannon": losses.jensen_shannon_loss,
+  "normalized_cross_entropy": losses.normalized_cross_entropy_loss,
+  "reverse_cross_entropy": losses.reverse_cross_entropy_loss,
+  "asymmetric_generalized_cross_entropy": losses.asymmetric_generalized_cross_entropy_loss,
+  "asymmetric_unhinged": losses.asymmetric_unhinged_loss,
+  "nce_rce": losses.nce_rce_loss,
+  "nce_agce": losses.nce_agce_loss,
+  "nce_aul": losses.nce_aul_loss,
+  "crammer_singer": losses.crammer_singer_loss,
+  "weston_watkins": losses.weston_watkins_loss,
+  "robust_log": losses.robust_log_loss,
 }
 
 
@@ -59,12 +59,10 @@ def _measure(batch: int, classes: int, options: Options):
   labels = jax.device_put(rng.integers(0, classes, batch).astype(np.int32))
   calls = {"cross-entropy (optax)": _stateless(optax.softmax_cross_entropy_with_integer_labels, logits, labels)}
   calls |= {name: _stateless(loss, logits, labels) for name, loss in _STATELESS.items()}
-  aldr = functools.partial(label_dro.aldr_kl_loss, initial_temperature=1.0)
+  aldr = functools.partial(losses.aldr_kl_loss, initial_temperature=1.0)
   ids = jax.device_put(rng.permutation(EXAMPLES)[:batch].astype(np.int32))
-  calls["aldr_kl"] = _stateful(aldr, logits, labels, ids, label_dro.aldr_kl_init(EXAMPLES, temperature=1.0))
-  calls["elr"] = _stateful(
-    early_learning.elr_loss, logits, labels, jnp.arange(batch), early_learning.elr_init(batch, classes)
-  )
+  calls["aldr_kl"] = _stateful(aldr, logits, labels, ids, losses.aldr_kl_init(EXAMPLES, temperature=1.0))
+  calls["elr"] = _stateful(losses.elr_loss, logits, labels, jnp.arange(batch), losses.elr_init(batch, classes))
   seconds = interleaved(calls, repeats=2 if options.quick else max(options.repeats, 10))
   reference = next(iter(seconds.values()))
   return [

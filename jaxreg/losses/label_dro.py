@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels
 from jaxreg.losses.example_table import check_ids, gather_rows, update_rows
+from jaxreg.losses.softmax_family import of_label, with_label
 
 __all__ = [
   "ALDRState",
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 NORMALIZATIONS = (None, "l1_mean", "softplus_mean")
+# Below every score.
+_EXCLUDED = -1e30
 
 
 class ALDRState(NamedTuple):
@@ -138,7 +141,7 @@ def ldr_weights(
   dtype = jnp.promote_types(logits.dtype, jnp.float32)
   temperature = jnp.broadcast_to(jnp.asarray(temperature, dtype), labels.shape)
   _, parts = _forward(None, logits.astype(dtype), labels, temperature, jnp.asarray(margin, dtype), None)
-  return jnp.where(parts.label, parts.own_weight, parts.powers * parts.factor).astype(logits.dtype)
+  return with_label(parts.powers * parts.factor, labels, parts.own_weight).astype(logits.dtype)
 
 
 def aldr_kl_init(num_examples: int, *, temperature: float | jax.Array, dtype=jnp.float32) -> ALDRState:
@@ -279,9 +282,8 @@ def _positive_scores(logits, normalize, where):
     scores = logits
     mean = jnp.mean(jnp.abs(logits), axis=-1, keepdims=True, where=where)
   else:
-    # jax.nn.softplus also looks after infinities, at twice the time; the barrier: computed once, not in every reduction.
+    # jax.nn.softplus also looks after infinities, at twice the time.
     scores = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    scores = jax.lax.optimization_barrier(scores)
     mean = jnp.mean(scores, axis=-1, keepdims=True, where=where)
   return scores, jnp.where(mean > 0, mean, 1)
 
@@ -292,9 +294,11 @@ class _Parts(NamedTuple):
   The weight of class k is `powers_k * factor`, that of the label `own_weight`.
   """
 
-  label: jax.Array  # whether a class is the label, [..., classes]
-  others: jax.Array  # scores less the label's, the label itself far below, [..., classes]
-  powers: jax.Array  # exp((others - best) / (mean t)), [..., classes]
+  scores: jax.Array  # before the division by their mean, [..., classes]
+  powers: jax.Array  # exp((scores - largest) / (mean t)), 0 for the label, [..., classes]
+  largest: jax.Array  # of the scores
+  best: jax.Array  # d that goes with it
+  top: jax.Array  # the larger of `best` and the label's d, 0
   factor: jax.Array
   own_weight: jax.Array
   rest: jax.Array  # sum of the other classes' weights, 1 - own_weight without cancellation
@@ -304,32 +308,47 @@ class _Parts(NamedTuple):
 
 
 def _forward(normalize, logits, labels, temperature, margin, where):
-  # XLA's CPU backend reduces a stored array fast, but not one that a comparison or selection makes: hence the barriers,
-  # and sums over all classes that count the label as zero instead of leaving it out.
   dtype = logits.dtype
   temperature = _inside(temperature, dtype)[..., None]
   scores, mean = _positive_scores(logits, normalize, where)
-  own = jnp.take_along_axis(scores, labels[..., None], axis=-1)
-  label = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1) == labels[..., None]
-  absent = label
+  own = of_label(scores, labels)
+  classes = logits.shape[-1]
   if where is not None:
-    absent, scores = label | ~where, jnp.where(where, scores, own)
-  others = jax.lax.optimization_barrier(jnp.where(absent, jnp.finfo(dtype).min, scores - own))
-  best = jax.lax.stop_gradient(jnp.max(others, axis=-1, keepdims=True))
-  powers = jax.lax.optimization_barrier(jnp.exp((others - best) * _rate(mean, temperature)))
-  best = best / mean + margin
+    scores, classes = jnp.where(where, scores, own), jnp.sum(where, axis=-1, keepdims=True)
+  largest = _largest(scores, own, labels, temperature, margin, where)
+  exponent = (scores - largest) * _rate(mean, temperature)
+  powers = jnp.exp(jnp.where(exponent > 0, 0, exponent))  # only the label's can be positive
+  powers = with_label(powers if where is None else jnp.where(where, powers, 0), labels, 0)
+  best = (largest - own) / mean + margin
   top = jnp.maximum(best, 0)
   factor, own_power = jnp.exp((best - top) / temperature), jnp.exp(-top / temperature)
-  total = jnp.sum(powers, axis=-1, keepdims=True)
-  rest = factor * total
+  rest = factor * jnp.sum(powers, axis=-1, keepdims=True)
   total = rest + own_power
   factor, own_weight, rest = factor / total, own_power / total, rest / total
-  classes = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
   lead = factor * jnp.sum(powers * (scores - own), axis=-1, keepdims=True) / mean
-  uniform = jnp.sum(scores - own, axis=-1, keepdims=True) / (mean * classes) + margin * (1 - 1 / classes)
-  log_mean = _log_mean(total / classes, (uniform - top) / temperature, (lead + margin * rest - top) / temperature)
+  tilted = (lead + margin * rest - top) / temperature
+
+  def uniform():
+    differences = jnp.sum(scores - own, axis=-1, keepdims=True) / mean
+    return ((differences + margin * (classes - 1)) / classes - top) / temperature
+
+  log_mean = _log_mean(total / classes, classes, tilted, uniform)
   value = (top + temperature * log_mean)[..., 0]
-  return value, _Parts(label, others, powers, factor, own_weight, rest, mean, lead, log_mean)
+  return value, _Parts(scores, powers, largest, best, top, factor, own_weight, rest, mean, lead, log_mean)
+
+
+def _largest(scores, own, labels, temperature, margin, where):
+  """The largest score; without the label's where that and a margin much above t make all other powers vanish.
+
+  The second maximum takes a copy of the scores, so it is not computed when no example needs it.
+  """
+  scores, own = jax.lax.stop_gradient((scores, own))
+  largest = jnp.max(scores, axis=-1, keepdims=True)
+  if where is not None:
+    scores = jnp.where(where, scores, _EXCLUDED)
+  vanish = (largest == own) & (margin > 50 * temperature)
+  others = lambda: jnp.max(with_label(scores, labels, _EXCLUDED), axis=-1, keepdims=True)
+  return jnp.where(vanish, jax.lax.cond(jnp.any(vanish), others, lambda: largest), largest)
 
 
 def _inside(temperature, dtype):
@@ -344,14 +363,21 @@ def _rate(mean, temperature):
   return jnp.clip(1 / mean / temperature, limits.tiny, limits.max)
 
 
-def _log_mean(average_power, uniform, tilted):
-  """`log mean exp(x)`, from the mean of exp(x) and the means of x under equal weights and under weights exp(x).
+def _log_mean(average_power, classes, tilted, uniform):
+  """`log mean exp(x)`, from the mean of exp(x) and the means of x under weights exp(x) and (a function) equal weights.
 
   log(1 + small) loses the digits that multiplying by a large t would need. The derivative of log mean exp(u x) in u is
   the mean of x under weights exp(u x): where that hardly changes from u = 0 to 1, its trapezoid is the better value.
+  That takes a variance below the threshold and hence, the largest x being 0, a logarithm not far below 0.
   """
   threshold = 1e-5 if average_power.dtype == jnp.float32 else 1e-10
-  return jnp.where(tilted - uniform < threshold, (uniform + tilted) / 2, jnp.log(average_power))
+  direct = jnp.log(average_power)
+
+  def trapezoid():
+    start = uniform()
+    return jnp.where(tilted - start < threshold, (start + tilted) / 2, direct)
+
+  return jax.lax.cond(jnp.any(direct > -2 * jnp.sqrt(classes * threshold)), trapezoid, lambda: direct)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -365,16 +391,18 @@ def _ldr_kl_jvp(normalize, primals, tangents):
   value, parts = _forward(normalize, logits, labels, temperature, margin, where)
   dot = jnp.zeros_like(value)
   if not _is_zero(logits_dot):
-    dot += jnp.sum(_gradient(normalize, logits, parts, where) * logits_dot, axis=-1)
+    dot += _along_logits(normalize, logits, labels, parts, where, logits_dot)
   if not _is_zero(temperature_dot):
-    dot -= _divergence(parts, _inside(temperature, logits.dtype)[..., None], margin)[..., 0] * temperature_dot
+    dot -= _divergence(parts, _inside(temperature, logits.dtype)[..., None])[..., 0] * temperature_dot
   if not _is_zero(margin_dot):
     dot += parts.rest[..., 0] * margin_dot
   return value, dot
 
 
-def _gradient(normalize, logits, parts, where):
-  gradient = jnp.where(parts.label, -parts.rest / parts.mean, parts.powers * (parts.factor / parts.mean))
+def _along_logits(normalize, logits, labels, parts, where, logits_dot):
+  """The derivative in a direction, the label's part apart from the sum (its transpose adds to one entry in place)."""
+  gradient = parts.powers * (parts.factor / parts.mean)
+  own = -parts.rest / parts.mean
   if normalize is not None:
     count = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
     shift = parts.lead / (parts.mean * count)
@@ -382,19 +410,19 @@ def _gradient(normalize, logits, parts, where):
       gradient -= jnp.sign(logits) * shift
     else:
       gradient = jax.nn.sigmoid(logits) * (gradient - shift)
-  return gradient if where is None else jnp.where(where, gradient, 0)
+      own *= jax.nn.sigmoid(of_label(logits, labels))
+  if where is not None:
+    gradient = jnp.where(where, gradient, 0)
+  return jnp.sum(gradient * logits_dot, axis=-1) + (own * of_label(logits_dot, labels))[..., 0]
 
 
-def _divergence(parts, temperature, margin):
+def _divergence(parts, temperature):
   """KL divergence of the weights from equal ones."""
-  best = jnp.max(parts.others, axis=-1, keepdims=True)
   # Where a power is zero its exponent may be infinite.
-  exponent = jnp.where(parts.powers > 0, (parts.others - best) * _rate(parts.mean, temperature), 0)
-  best = best / parts.mean + margin
-  top = jnp.maximum(best, 0)
-  shift = jnp.where(parts.rest > 0, (best - top) / temperature, 0)
+  exponent = jnp.where(parts.powers > 0, (parts.scores - parts.largest) * _rate(parts.mean, temperature), 0)
+  shift = jnp.where(parts.rest > 0, (parts.best - parts.top) / temperature, 0)
   tilted = parts.factor * jnp.sum(parts.powers * exponent, axis=-1, keepdims=True) + parts.rest * shift
-  return tilted - parts.own_weight * (top / temperature) - parts.log_mean
+  return tilted - parts.own_weight * (parts.top / temperature) - parts.log_mean
 
 
 def _is_zero(tangent) -> bool:

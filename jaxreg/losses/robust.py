@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.checks import check_hyperparameter, check_integer_labels
+from jaxreg.losses.softmax_family import of_label, softmax_row, softmax_statistics, with_label
 
 __all__ = [
   "asymmetric_generalized_cross_entropy_loss",
@@ -165,10 +166,7 @@ def brier_loss(logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: j
   Reference: Ghosh, Kumar, Sastry, "Robust Loss Functions under Label Noise for Deep Neural Networks", AAAI 2017, the
     MSE loss.
   """
-  wide, label, where = _classes_last(logits, labels, axis, where)
-  log_p = jax.nn.log_softmax(wide, where=where)
-  residual = jnp.where(label, jnp.expm1(log_p), jnp.exp(log_p))
-  return jnp.sum(residual**2, axis=-1, where=where).astype(logits.dtype)
+  return _statistics(logits, labels, axis, where).square_error.astype(logits.dtype)
 
 
 def jensen_shannon_loss(
@@ -239,11 +237,7 @@ def normalized_cross_entropy_loss(
   Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions for Deep Learning with Noisy Labels",
     ICML 2020, the NCE loss.
   """
-  wide, label, where = _classes_last(logits, labels, axis, where)
-  log_p = jax.nn.log_softmax(wide, where=where)
-  total = jnp.sum(log_p, axis=-1, where=where)
-  own = jnp.sum(log_p, axis=-1, where=label)
-  return (own / jnp.where(total < 0, total, -1)).astype(logits.dtype)
+  return _nce(_statistics(logits, labels, axis, where)).astype(logits.dtype)
 
 
 def reverse_cross_entropy_loss(
@@ -276,8 +270,7 @@ def reverse_cross_entropy_loss(
   Reference: Wang, Ma, Chen, Luo, Yi, Bailey, "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV
     2019, the RCE loss.
   """
-  check_hyperparameter("log_zero", log_zero, high=0)
-  return (log_zero * jnp.expm1(_label_log_probability(logits, labels, axis, where))).astype(logits.dtype)
+  return _rce(_label_log_probability(logits, labels, axis, where), log_zero).astype(logits.dtype)
 
 
 def asymmetric_generalized_cross_entropy_loss(
@@ -313,13 +306,7 @@ def asymmetric_generalized_cross_entropy_loss(
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, the AGCE
     loss.
   """
-  check_hyperparameter("offset", offset, low=0)
-  check_hyperparameter("q", q, low=0, open_low=True)
-  log_p = _label_log_probability(logits, labels, axis, where)
-  offset = jnp.asarray(offset, log_p.dtype)
-  log_ratio = jnp.logaddexp(jnp.log(offset), log_p) - jnp.log1p(offset)
-  value = -jnp.expm1(q * log_ratio) * jnp.exp(q * jnp.log1p(offset)) / q
-  return value.astype(logits.dtype)
+  return _agce(_label_log_probability(logits, labels, axis, where), offset, q).astype(logits.dtype)
 
 
 def asymmetric_unhinged_loss(
@@ -355,12 +342,7 @@ def asymmetric_unhinged_loss(
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, the AUL
     loss.
   """
-  check_hyperparameter("offset", offset, low=1, open_low=True)
-  check_hyperparameter("q", q, low=0, open_low=True)
-  log_p = _label_log_probability(logits, labels, axis, where)
-  rest = jnp.asarray(offset, log_p.dtype) - 1
-  value = jnp.expm1(q * jnp.log1p(-jnp.expm1(log_p) / rest)) * jnp.exp(q * jnp.log(rest)) / q
-  return value.astype(logits.dtype)
+  return _aul(_label_log_probability(logits, labels, axis, where), offset, q).astype(logits.dtype)
 
 
 def nce_rce_loss(
@@ -397,9 +379,9 @@ def nce_rce_loss(
   Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions for Deep Learning with Noisy Labels",
     ICML 2020, active passive loss (Section 4).
   """
-  wide = _wide(logits, labels, axis)
-  passive = reverse_cross_entropy_loss(wide, labels, log_zero=log_zero, axis=axis, where=where)
-  return _with_nce(wide, labels, passive, active_weight, passive_weight, axis, where).astype(logits.dtype)
+  statistics = _statistics(logits, labels, axis, where)
+  passive = _rce(statistics.log_label, log_zero)
+  return _active_passive(_nce(statistics), passive, active_weight, passive_weight).astype(logits.dtype)
 
 
 def nce_agce_loss(
@@ -437,9 +419,9 @@ def nce_agce_loss(
 
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, NCE+AGCE.
   """
-  wide = _wide(logits, labels, axis)
-  passive = asymmetric_generalized_cross_entropy_loss(wide, labels, offset=offset, q=q, axis=axis, where=where)
-  return _with_nce(wide, labels, passive, active_weight, passive_weight, axis, where).astype(logits.dtype)
+  statistics = _statistics(logits, labels, axis, where)
+  passive = _agce(statistics.log_label, offset, q)
+  return _active_passive(_nce(statistics), passive, active_weight, passive_weight).astype(logits.dtype)
 
 
 def nce_aul_loss(
@@ -477,9 +459,9 @@ def nce_aul_loss(
 
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, NCE+AUL.
   """
-  wide = _wide(logits, labels, axis)
-  passive = asymmetric_unhinged_loss(wide, labels, offset=offset, q=q, axis=axis, where=where)
-  return _with_nce(wide, labels, passive, active_weight, passive_weight, axis, where).astype(logits.dtype)
+  statistics = _statistics(logits, labels, axis, where)
+  passive = _aul(statistics.log_label, offset, q)
+  return _active_passive(_nce(statistics), passive, active_weight, passive_weight).astype(logits.dtype)
 
 
 def crammer_singer_loss(
@@ -511,8 +493,11 @@ def crammer_singer_loss(
 
   Reference: Crammer, Singer, "On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines", JMLR 2001.
   """
-  violations, _ = _margin_violations(logits, labels, margin, axis, where)
-  return jnp.max(violations, axis=-1).astype(logits.dtype)
+  check_hyperparameter("margin", margin, low=0)
+  wide, where = _classes_last(logits, labels, axis, where)
+  wide = wide if where is None else jnp.where(where, wide, jnp.finfo(wide.dtype).min)
+  violation = margin + (_largest_other(wide, labels) - of_label(wide, labels))[..., 0]
+  return jax.nn.relu(violation).astype(logits.dtype)
 
 
 def weston_watkins_loss(
@@ -546,8 +531,16 @@ def weston_watkins_loss(
 
   Reference: Weston, Watkins, "Support Vector Machines for Multi-class Pattern Recognition", ESANN 1999.
   """
-  violations, where = _margin_violations(logits, labels, margin, axis, where)
-  return jnp.mean(violations, axis=-1, where=where).astype(logits.dtype)
+  check_hyperparameter("margin", margin, low=0)
+  wide, where = _classes_last(logits, labels, axis, where)
+  own = of_label(wide, labels)
+  count = wide.shape[-1]
+  if where is not None:
+    wide, count = jnp.where(where, wide, jnp.finfo(wide.dtype).min), jnp.sum(where, axis=-1)
+  # The label's own term is taken off again as it was rounded: leaving it out would take a copy of the logits.
+  bound = own - margin
+  total = jnp.sum(jax.nn.relu(wide - bound), axis=-1) - jax.nn.relu(own - bound)[..., 0]
+  return (total / count).astype(logits.dtype)
 
 
 def robust_log_loss(
@@ -582,13 +575,49 @@ def robust_log_loss(
     loss.
   """
   check_hyperparameter("alpha", alpha, low=0, open_low=True)
-  wide, label, where = _classes_last(logits, labels, axis, where)
-  alpha = jnp.asarray(alpha, wide.dtype)
-  p = jax.nn.softmax(wide, where=where)
-  others = ~label if where is None else where & ~label
-  own = jnp.log(alpha + jnp.sum(p, axis=-1, where=label)) - jnp.log1p(alpha)
-  count = jnp.maximum(jnp.sum(others, axis=-1), 1)
-  return (jnp.sum(jnp.log1p(p / alpha), axis=-1, where=others) / count - own).astype(logits.dtype)
+  wide, where = _classes_last(logits, labels, axis, where)
+  return _robust_log(wide, jnp.asarray(alpha, wide.dtype), labels, where).astype(logits.dtype)
+
+
+@jax.custom_jvp
+def _robust_log(wide, alpha, labels, where):
+  return _robust_log_value(softmax_row(wide, labels, where), alpha)
+
+
+def _robust_log_value(row, alpha):
+  others = jnp.sum(jnp.log1p(row.powers * (1 / (row.total * alpha))), axis=-1, keepdims=True)
+  count = jnp.maximum(row.classes - 1, 1)
+  return (others / count + jnp.log1p(alpha) - jnp.log(alpha + row.label))[..., 0]
+
+
+@_robust_log.defjvp
+def _robust_log_jvp(primals, tangents):
+  wide, alpha, labels, where = primals
+  row = softmax_row(wide, labels, where)
+  # Elasticities p / (alpha + p): of the other classes (0 for the label), and of the label.
+  slopes = row.powers / (row.powers + alpha * row.total) / jnp.maximum(row.classes - 1, 1)
+  own = row.label / (alpha + row.label)
+  total = jnp.sum(slopes, axis=-1, keepdims=True)
+  gradient = slopes - row.powers * ((total - own) / row.total)
+  dot = jnp.sum(gradient * tangents[0], axis=-1, keepdims=True)
+  dot -= (own + row.label * (total - own)) * of_label(tangents[0], labels)
+  dot += (1 / (1 + alpha) - 1 / (alpha + row.label) - total / alpha) * tangents[1]
+  return _robust_log_value(row, alpha), dot[..., 0]
+
+
+@jax.custom_jvp
+def _largest_other(wide, labels):
+  return jnp.max(with_label(wide, labels, jnp.finfo(wide.dtype).min), axis=-1, keepdims=True)
+
+
+@_largest_other.defjvp
+def _largest_other_jvp(primals, tangents):
+  """Equal shares for ties, as in jnp.max, whose own rule is slow on a CPU."""
+  wide, labels = primals
+  largest = _largest_other(wide, labels)
+  ties = with_label((wide == largest).astype(wide.dtype), labels, 0)
+  share = 1 / jnp.maximum(jnp.sum(ties, axis=-1, keepdims=True), 1)
+  return largest, jnp.sum(ties * tangents[0], axis=-1, keepdims=True) * share
 
 
 def _wide(logits, labels, axis):
@@ -605,25 +634,43 @@ def _label_log_probability(logits, labels, axis, where):
 
 
 def _classes_last(logits, labels, axis, where):
-  """Wide logits, the one-hot label as booleans and the class mask, all `[..., classes]`."""
+  """Wide logits and the class mask, both `[..., classes]`."""
   wide = jnp.moveaxis(_wide(logits, labels, axis), axis, -1)
   if where is not None:
     where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
-  label = jnp.arange(wide.shape[-1]) == jnp.expand_dims(labels, -1)
-  return wide, label, where
+  return wide, where
 
 
-def _margin_violations(logits, labels, margin, axis, where):
-  """`max(0, margin + f_k - f_y)` and 0 for the label and for classes that do not take part; and the class mask."""
-  check_hyperparameter("margin", margin, low=0)
-  wide, label, where = _classes_last(logits, labels, axis, where)
-  own = jnp.sum(wide, axis=-1, keepdims=True, where=label)
-  others = ~label if where is None else where & ~label
-  return jnp.where(others, jax.nn.relu(margin + wide - own), 0), where
+def _statistics(logits, labels, axis, where):
+  wide, where = _classes_last(logits, labels, axis, where)
+  return softmax_statistics(wide, jnp.asarray(labels), where)
 
 
-def _with_nce(wide, labels, passive, active_weight, passive_weight, axis, where):
+def _nce(statistics):
+  return statistics.log_label / jnp.where(statistics.log_sum < 0, statistics.log_sum, -1)
+
+
+def _rce(log_p, log_zero):
+  check_hyperparameter("log_zero", log_zero, high=0)
+  return log_zero * jnp.expm1(log_p)
+
+
+def _agce(log_p, offset, q):
+  check_hyperparameter("offset", offset, low=0)
+  check_hyperparameter("q", q, low=0, open_low=True)
+  offset = jnp.asarray(offset, log_p.dtype)
+  log_ratio = jnp.logaddexp(jnp.log(offset), log_p) - jnp.log1p(offset)
+  return -jnp.expm1(q * log_ratio) * jnp.exp(q * jnp.log1p(offset)) / q
+
+
+def _aul(log_p, offset, q):
+  check_hyperparameter("offset", offset, low=1, open_low=True)
+  check_hyperparameter("q", q, low=0, open_low=True)
+  rest = jnp.asarray(offset, log_p.dtype) - 1
+  return jnp.expm1(q * jnp.log1p(-jnp.expm1(log_p) / rest)) * jnp.exp(q * jnp.log(rest)) / q
+
+
+def _active_passive(active, passive, active_weight, passive_weight):
   check_hyperparameter("active_weight", active_weight, low=0)
   check_hyperparameter("passive_weight", passive_weight, low=0)
-  active = normalized_cross_entropy_loss(wide, labels, axis=axis, where=where)
   return active_weight * active + passive_weight * passive

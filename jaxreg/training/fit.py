@@ -178,9 +178,16 @@ def merge_hparams(task: Task, hparams: Mapping[str, Any] | None) -> dict[str, np
 
 def initial_state(task: Task, seed: int, hparams: Mapping[str, Any], mesh: Mesh) -> TrainState:
   """The state before the first step, laid out on the mesh."""
-  build = lambda seed, hparams: task.init(jax.random.key(seed), hparams)
-  shapes = jax.eval_shape(build, np.uint32(seed), hparams)
-  return jax.jit(build, out_shardings=_state_sharding(task, mesh, shapes))(np.uint32(seed), dict(hparams))
+  return _compiled_init(task, mesh)(np.uint32(seed), dict(hparams))
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_init(task: Task, mesh: Mesh):
+  def build(seed, hparams):
+    return task.init(jax.random.key(seed), hparams)
+
+  shapes = jax.eval_shape(build, np.uint32(0), merge_hparams(task, None))
+  return jax.jit(build, out_shardings=_state_sharding(task, mesh, shapes))
 
 
 @functools.lru_cache(maxsize=32)

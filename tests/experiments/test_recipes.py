@@ -34,12 +34,16 @@ def test_run_and_predict(name, tmp_path):
   config = registry.preset(module, "smoke")
   task = module.build(config)
   options = module.run_options(config)
-  result = fit(task, folder=tmp_path / "run", progress=False, **{**options, "steps": 2, "log_every": 1, "eval_every": 2})
+  result = fit(
+    task, folder=tmp_path / "run", progress=False, **{**options, "steps": 2, "log_every": 1, "eval_every": 2}
+  )
   assert np.isfinite(result.rows[-1]["loss"])
   from jaxreg.training import predict
 
   outputs = predict(task, tmp_path / "run", task.data["x"][:3])
-  np.testing.assert_allclose(outputs, jax.jit(task.predict)(result.state.params, result.state.extra, task.data["x"][:3]))
+  np.testing.assert_allclose(
+    outputs, jax.jit(task.predict)(result.state.params, result.state.extra, task.data["x"][:3])
+  )
   assert set(module.points(config)) <= set(task.hparams)
 
 
