@@ -13,8 +13,8 @@ in `TRANSFORMS`, with the place in the chain:
 
     transform(penalize, lambda base, weight: optax.chain(penalize(ridge, weight), base), weight=(0, 1)),
 
-An ingredient that fits no adapter is a `row` with its own arguments. A public name that cannot be a row (it reads values,
-or only builds a state) goes into `EXEMPT` with the reason.
+An ingredient that fits no adapter is a `row` with its own arguments. A public name that cannot be a row (it reads
+values, or only builds a state) goes into `EXEMPT` with the reason.
 """
 
 import functools

@@ -14,8 +14,8 @@ def comp_sum_loss(
 ) -> jax.Array:
   """The comp-sum loss `(p_y^(tau - 1) - 1) / (1 - tau)` with `p = softmax(logits)`, and `-log p_y` at `tau = 1`.
 
-  `tau = 0` is the sum-exponential loss, `1 < tau < 2` generalized cross-entropy with `q = tau - 1`, `tau = 2` half of the
-  L1 distance between `p` and the one-hot label. For `tau < 1` a value beyond the dtype's range is replaced by its
+  `tau = 0` is the sum-exponential loss, `1 < tau < 2` generalized cross-entropy with `q = tau - 1`, `tau = 2` half of
+  the L1 distance between `p` and the one-hot label. For `tau < 1` a value beyond the dtype's range is replaced by its
   tangent's, so that value and gradient stay finite.
 
   >>> import jax.numpy as jnp

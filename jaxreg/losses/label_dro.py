@@ -33,9 +33,9 @@ class ALDRState(NamedTuple):
 
 
 def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Array | None = None) -> jax.Array:
-  """Bounded scores: `z / mean|z|` (`l1_mean`) or `softplus(z) / mean(softplus(z))` (`softplus_mean`) over the last axis.
+  """Bounded scores: `z / mean|z|` (`l1_mean`) or `softplus(z) / mean(softplus(z))` (`softplus_mean`).
 
-  A row of zeros stays zero under `l1_mean`.
+  The mean is over the last axis. A row of zeros stays zero under `l1_mean`.
 
   >>> import jax.numpy as jnp
   >>> print(normalize_scores(jnp.array([[3.0, -1.0]]), normalize="l1_mean"))
@@ -70,10 +70,11 @@ def ldr_kl_loss(
   axis: int = -1,
   where: jax.Array | None = None,
 ) -> jax.Array:
-  """LDR-KL: `t log mean_k exp((f_k - f_y + margin [k != y]) / t)`, the mean over all classes, `f` the (normalised) logits.
+  """LDR-KL: `t log mean_k exp((f_k - f_y + margin [k != y]) / t)`, `f` the (normalised) logits.
 
-  At `t = 1` and no margin it is cross-entropy less `log(classes)`; `t -> 0` gives the Crammer-Singer hinge and
-  `t = inf` a linear loss that is symmetric, hence robust to uniform label noise, for bounded scores: normalise them.
+  The mean is over all classes. At `t = 1` and no margin it is cross-entropy less `log(classes)`; `t -> 0` gives the
+  Crammer-Singer hinge and `t = inf` a linear loss that is symmetric, hence robust to uniform label noise, for bounded
+  scores: normalise them.
 
   >>> import jax.numpy as jnp
   >>> logits, labels = jnp.array([[2.0, 0.0, -1.0]]), jnp.array([1])
@@ -177,8 +178,8 @@ def aldr_kl_loss(
 ) -> tuple[jax.Array, ALDRState]:
   """ALDR-KL: LDR-KL whose temperature falls for examples that are predicted with confidence, one update per visit.
 
-  `t <- t0 - t0 KL(p || uniform) / (alpha log K)`, with `p` the softmax of `f / t` (without margin, lifted by `floor` and
-  renormalised) and no gradient; the loss is LDR-KL at the new `t` less `alpha log K (t - t0)^2 / (2 t0)`.
+  `t <- t0 - t0 KL(p || uniform) / (alpha log K)`, with `p` the softmax of `f / t` (without margin, lifted by `floor`
+  and renormalised) and no gradient; the loss is LDR-KL at the new `t` less `alpha log K (t - t0)^2 / (2 t0)`.
 
   >>> import jax.numpy as jnp
   >>> state, labels = aldr_kl_init(4, temperature=1.0), jnp.array([0, 1])
@@ -296,6 +297,7 @@ class _Parts(NamedTuple):
 
   scores: jax.Array  # before the division by their mean, [..., classes]
   powers: jax.Array  # exp((scores - largest) / (mean t)), 0 for the label, [..., classes]
+  own: jax.Array  # the label's score
   largest: jax.Array  # of the scores
   best: jax.Array  # d that goes with it
   top: jax.Array  # the larger of `best` and the label's d, 0
@@ -303,7 +305,6 @@ class _Parts(NamedTuple):
   own_weight: jax.Array
   rest: jax.Array  # sum of the other classes' weights, 1 - own_weight without cancellation
   mean: jax.Array  # what the scores are divided by
-  lead: jax.Array  # mean of the scores less the label's under the weights, divided by `mean`
   log_mean: jax.Array  # log mean exp((d - top) / t)
 
 
@@ -325,16 +326,16 @@ def _forward(normalize, logits, labels, temperature, margin, where):
   rest = factor * jnp.sum(powers, axis=-1, keepdims=True)
   total = rest + own_power
   factor, own_weight, rest = factor / total, own_power / total, rest / total
-  lead = factor * jnp.sum(powers * (scores - own), axis=-1, keepdims=True) / mean
-  tilted = (lead + margin * rest - top) / temperature
 
-  def uniform():
-    differences = jnp.sum(scores - own, axis=-1, keepdims=True) / mean
-    return ((differences + margin * (classes - 1)) / classes - top) / temperature
+  def shares():
+    """The mean of (d - top) / t under equal weights and under the weights themselves."""
+    uniform = jnp.sum(scores - own, axis=-1, keepdims=True) / (mean * classes) + margin * (1 - 1 / classes)
+    tilted = factor * jnp.sum(powers * (scores - own), axis=-1, keepdims=True) / mean + margin * rest
+    return (uniform - top) / temperature, (tilted - top) / temperature
 
-  log_mean = _log_mean(total / classes, classes, tilted, uniform)
+  log_mean = _log_mean(total / classes, classes, shares)
   value = (top + temperature * log_mean)[..., 0]
-  return value, _Parts(scores, powers, largest, best, top, factor, own_weight, rest, mean, lead, log_mean)
+  return value, _Parts(scores, powers, own, largest, best, top, factor, own_weight, rest, mean, log_mean)
 
 
 def _largest(scores, own, labels, temperature, margin, where):
@@ -363,8 +364,8 @@ def _rate(mean, temperature):
   return jnp.clip(1 / mean / temperature, limits.tiny, limits.max)
 
 
-def _log_mean(average_power, classes, tilted, uniform):
-  """`log mean exp(x)`, from the mean of exp(x) and the means of x under weights exp(x) and (a function) equal weights.
+def _log_mean(average_power, classes, means):
+  """`log mean exp(x)`, from the mean of exp(x) and a function: the means of x under equal weights and weights exp(x).
 
   log(1 + small) loses the digits that multiplying by a large t would need. The derivative of log mean exp(u x) in u is
   the mean of x under weights exp(u x): where that hardly changes from u = 0 to 1, its trapezoid is the better value.
@@ -374,8 +375,8 @@ def _log_mean(average_power, classes, tilted, uniform):
   direct = jnp.log(average_power)
 
   def trapezoid():
-    start = uniform()
-    return jnp.where(tilted - start < threshold, (start + tilted) / 2, direct)
+    start, end = means()
+    return jnp.where(end - start < threshold, (start + end) / 2, direct)
 
   return jax.lax.cond(jnp.any(direct > -2 * jnp.sqrt(classes * threshold)), trapezoid, lambda: direct)
 
@@ -405,11 +406,13 @@ def _along_logits(normalize, logits, labels, parts, where, logits_dot):
   own = -parts.rest / parts.mean
   if normalize is not None:
     count = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
-    shift = parts.lead / (parts.mean * count)
+    # The mean under weights less one-hot label, in units of `mean`; the sums of plain products are the fast ones.
+    lead = jnp.sum(parts.powers * parts.scores, axis=-1, keepdims=True) / parts.mean * parts.factor
+    shift = (lead - parts.rest * (parts.own / parts.mean)) / (parts.mean * count)
     if normalize == "l1_mean":
       gradient -= jnp.sign(logits) * shift
     else:
-      gradient = jax.nn.sigmoid(logits) * (gradient - shift)
+      gradient = jnp.exp(logits - parts.scores) * (gradient - shift)  # sigmoid = exp(z - softplus(z))
       own *= jax.nn.sigmoid(of_label(logits, labels))
   if where is not None:
     gradient = jnp.where(where, gradient, 0)

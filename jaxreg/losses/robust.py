@@ -533,14 +533,10 @@ def weston_watkins_loss(
   """
   check_hyperparameter("margin", margin, low=0)
   wide, where = _classes_last(logits, labels, axis, where)
-  own = of_label(wide, labels)
   count = wide.shape[-1]
   if where is not None:
     wide, count = jnp.where(where, wide, jnp.finfo(wide.dtype).min), jnp.sum(where, axis=-1)
-  # The label's own term is taken off again as it was rounded: leaving it out would take a copy of the logits.
-  bound = own - margin
-  total = jnp.sum(jax.nn.relu(wide - bound), axis=-1) - jax.nn.relu(own - bound)[..., 0]
-  return (total / count).astype(logits.dtype)
+  return (_violations(wide, labels, jnp.asarray(margin, wide.dtype)) / count).astype(logits.dtype)
 
 
 def robust_log_loss(
@@ -594,15 +590,35 @@ def _robust_log_value(row, alpha):
 def _robust_log_jvp(primals, tangents):
   wide, alpha, labels, where = primals
   row = softmax_row(wide, labels, where)
-  # Elasticities p / (alpha + p): of the other classes (0 for the label), and of the label.
-  slopes = row.powers / (row.powers + alpha * row.total) / jnp.maximum(row.classes - 1, 1)
+  count = jnp.maximum(row.classes - 1, 1)
+  # Elasticities p / (alpha + p): mean of the other classes', and the label's. Written so that sum and gradient share no
+  # array but the powers, which XLA would store.
+  total = jnp.sum(row.powers / (row.powers + alpha * row.total), axis=-1, keepdims=True) / count
   own = row.label / (alpha + row.label)
-  total = jnp.sum(slopes, axis=-1, keepdims=True)
-  gradient = slopes - row.powers * ((total - own) / row.total)
+  gradient = row.powers * (1 / (count * row.powers + count * alpha * row.total) - (total - own) / row.total)
   dot = jnp.sum(gradient * tangents[0], axis=-1, keepdims=True)
   dot -= (own + row.label * (total - own)) * of_label(tangents[0], labels)
   dot += (1 / (1 + alpha) - 1 / (alpha + row.label) - total / alpha) * tangents[1]
   return _robust_log_value(row, alpha), dot[..., 0]
+
+
+@jax.custom_jvp
+def _violations(wide, labels, margin):
+  """`sum_{k != y} max(0, margin + f_k - f_y)`."""
+  return jnp.sum(_violation(wide, labels, margin), axis=-1)
+
+
+def _violation(wide, labels, margin):
+  return with_label(jax.nn.relu(margin + wide - of_label(wide, labels)), labels, 0)
+
+
+@_violations.defjvp
+def _violations_jvp(primals, tangents):
+  violation = _violation(*primals)
+  violating = (violation > 0).astype(violation.dtype)
+  shift = tangents[2] - of_label(tangents[0], primals[1])[..., 0]
+  dot = jnp.sum(violating * tangents[0], axis=-1) + jnp.sum(violating, axis=-1) * shift
+  return jnp.sum(violation, axis=-1), dot
 
 
 @jax.custom_jvp

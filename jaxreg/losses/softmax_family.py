@@ -1,7 +1,7 @@
 """What losses of softmax probabilities share: the label's entry, and statistics of a row with one gradient rule.
 
 XLA's CPU backend reduces fast what arithmetic makes of a stored array, but not what a comparison with the label or a
-selection makes of it; and one entry per row is read, set or added to for nothing. So nothing here compares with the label.
+selection makes of it; one entry per row is read, set or added to for nothing. So nothing here compares with the label.
 """
 
 from typing import NamedTuple
@@ -118,8 +118,9 @@ def softmax_row(logits: jax.Array, labels: jax.Array, where: jax.Array | None = 
 
 
 def _statistics(row, logits, labels, where):
-  differences = logits - of_label(logits, labels)
-  log_sum = jnp.sum(differences, axis=-1, keepdims=True, where=where) + row.classes * row.log_label
+  # The plain sum, whose rounding is that of the logits themselves: a shared shift would take another array.
+  total = jnp.sum(logits, axis=-1, keepdims=True, where=where)
+  log_sum = total - row.classes * (of_label(logits, labels) - row.log_label)
   square = jnp.sum(row.powers * row.powers, axis=-1, keepdims=True) / row.total**2
   return square, SoftmaxStatistics(row.log_label[..., 0], log_sum[..., 0], (square + row.miss**2)[..., 0])
 

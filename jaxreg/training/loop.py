@@ -29,12 +29,21 @@ def batch_ids(key: jax.Array, first_step: jax.Array, *, steps: int, examples: in
   epochs = first_epoch + jnp.arange((steps - 1) // per_epoch + 2)
 
   def permutation(epoch):
-    # One sort of random bits: ties (1 in 2^32 per pair) only keep the order of two examples.
-    bits = jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, 2), epoch), (examples,), jnp.uint32)
-    return jnp.argsort(bits)[: per_epoch * batch_size].astype(jnp.int32)
+    return _permutation(jax.random.fold_in(jax.random.fold_in(key, 2), epoch), examples)[: per_epoch * batch_size]
 
   batches = jax.vmap(permutation)(epochs).reshape(-1, batch_size)
   return jax.lax.dynamic_slice_in_dim(batches, first_step - first_epoch * per_epoch, steps)
+
+
+def _permutation(key: jax.Array, count: int) -> jax.Array:
+  bits = jax.random.bits(key, (count,), jnp.uint32)
+  width = max(count - 1, 1).bit_length()
+  if width > 16:
+    return jnp.argsort(bits).astype(jnp.int32)
+  # Sorting one word that ends in the index is six times faster on a CPU than sorting pairs. Examples whose 16 or more
+  # random bits agree come in order of their index, next to each other: within a batch, or over a border of two.
+  words = (bits << width) | jnp.arange(count, dtype=jnp.uint32)
+  return (jax.lax.sort(words, is_stable=False) & ((1 << width) - 1)).astype(jnp.int32)
 
 
 def run_chunk(task: Task, state: TrainState, data: Any, hparams: Mapping[str, Any], steps: int, *, constrain=None):
@@ -67,7 +76,7 @@ def run_chunk(task: Task, state: TrainState, data: Any, hparams: Mapping[str, An
       inputs = batch_ids(state.key, state.step, steps=steps, examples=examples, batch_size=task.batch_size)
 
       def fetch(ids):
-        rows = jax.tree.map(lambda x: x.at[ids].get(mode="promise_in_bounds"), data)
+        rows = jax.tree.map(lambda x: jnp.asarray(x).at[ids].get(mode="promise_in_bounds"), data)
         return {**rows, "id": ids}
 
   def body(state, inputs):

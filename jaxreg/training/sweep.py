@@ -277,9 +277,9 @@ def _run_trials(task, engine, mesh, lanes, steps, eval_every, data, keep_params,
   return stacked, first, params
 
 
-def _measure_engines(task, hparams, seeds, data, mesh, lanes, *, steps: int = 5) -> str:
+def _measure_engines(task, hparams, seeds, data, mesh, lanes, *, steps: int = 20) -> str:
   """The engine that takes a few trials through a few steps in less time."""
-  size = min(_round_up(len(seeds), mesh.size * lanes), 8 * mesh.size * lanes)
+  size = min(_round_up(len(seeds), mesh.size * lanes), 4 * mesh.size * lanes)
   chosen = np.arange(size) % len(seeds)
   hparams, seeds = mesh_lib.shard(
     ({n: v[chosen] for n, v in hparams.items()}, seeds[chosen]), mesh, PartitionSpec("trial")
@@ -290,7 +290,7 @@ def _measure_engines(task, hparams, seeds, data, mesh, lanes, *, steps: int = 5)
     state, *_ = advance(init(seeds, hparams), hparams, data)
     jax.block_until_ready(state)
     samples = []
-    for _ in range(3):
+    for _ in range(2):
       clock = time.perf_counter()
       state, *_ = jax.block_until_ready(advance(state, hparams, data))
       samples.append(time.perf_counter() - clock)
