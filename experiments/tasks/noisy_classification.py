@@ -1,6 +1,7 @@
-"""Classification with noisy labels, the task that the recipes of that kind share: same model, data and optimizer, any loss."""
+"""Classification with noisy labels, the task that several recipes share: same model, data and optimizer, any loss."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxreg.data import bundled, noise
+from jaxreg.data import bundled, mixing, noise
 from jaxreg.losses import comp_sum, early_learning, label_dro
 from jaxreg.metrics import classification
 from jaxreg.models import MLP
@@ -168,17 +169,6 @@ def noisy_task(problem: Problem, loss: str) -> Task:
     values, state = part.apply(logits, labels, batch["id"], extra["loss"], hparams, axis_name)
     return jnp.mean(values), ({**extra, "loss": state}, {})
 
-  def evaluate(params, extra, hparams):
-    del hparams
-    accuracy = lambda inputs, labels: jnp.mean(predict(params, extra, inputs).argmax(-1) == labels)
-    metrics = {"test_accuracy": accuracy(test["x"], test["y"])}
-    if problem.valid:
-      metrics["noisy_valid_accuracy"] = accuracy(valid["x"], extra["valid_labels"])
-    if problem.measure_training:
-      logits = predict(params, extra, train["x"])
-      metrics |= training_metrics(logits, train["y"], extra["labels"], extra["loss"])
-    return metrics
-
   def optimizer(hparams):
     boundaries = {int(fraction * problem.steps): 0.1 for fraction in problem.decay_at}
     schedule = optax.piecewise_constant_schedule(1.0, boundaries)
@@ -195,24 +185,92 @@ def noisy_task(problem: Problem, loss: str) -> Task:
     data={"x": train["x"]},
     batch_size=problem.batch_size,
     hparams={"learning_rate": 0.05, "noise_rate": 0.4, **part.hparams},
-    evaluate_params=evaluate,
+    evaluate_params=functools.partial(evaluate, problem, predict),
     predict=predict,
   )
 
 
+def elr_plus_task(problem: Problem) -> Task:
+  """ELR+: two networks on mixed batches, each with targets from the other's averaged weights; predicts with both.
+
+  Both networks see the same batches and wrong labels, differ in initial parameters and mixing, and step at once.
+  Hyperparameters beyond those of ELR: `ema` and `ema_ramp` (steps) of the averaged weights, `alpha` of mixup.
+  """
+  one = noisy_task(problem, "elr")
+  classes = int(_splits(problem)[0]["y"].max()) + 1
+
+  def init_params(key, hparams):
+    first, extra = one.init_params(key, hparams)
+    second, _ = one.init_params(jax.random.fold_in(key, 1), hparams)
+    pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
+    tables = jax.tree.map(lambda table: jnp.stack([table, table]), extra["loss"])
+    return pair, {**extra, "loss": tables, "averaged": pair, "step": jnp.int32(0)}
+
+  def objective(params, extra, batch, key, hparams, axis_name):
+    # The average is brought up to date with the step before, whose parameters are only known now.
+    ramp = early_learning.sigmoid_rampup(extra["step"], length=hparams["ema_ramp"])
+    share = jnp.where(extra["step"] > 0, 1 - hparams["ema"] * ramp, 0)
+    averaged = optax.incremental_update(jax.lax.stop_gradient(params), extra["averaged"], share)
+    teachers = jax.tree.map(lambda leaf: leaf[::-1], averaged)
+    one_hot = jax.nn.one_hot(extra["labels"][batch["id"]], classes)
+
+    def loss(params, teacher, table, key):
+      inputs, soft, coefficient, permutation = mixing.mixup(key, batch["x"], one_hot, alpha=hparams["alpha"])
+      values, table = early_learning.elr_plus_loss(
+        one.predict(params, {}, inputs),
+        soft,
+        one.predict(teacher, {}, batch["x"]),
+        batch["id"],
+        state=table,
+        permutation=permutation,
+        coefficient=coefficient,
+        momentum=hparams["momentum"],
+        weight=hparams["weight"],
+        axis_name=axis_name,
+      )
+      return jnp.mean(values), table
+
+    losses, tables = jax.vmap(loss)(params, teachers, extra["loss"], jax.random.split(key, 2))
+    return jnp.sum(losses), ({**extra, "loss": tables, "averaged": averaged, "step": extra["step"] + 1}, {})
+
+  def predict(params, extra, inputs):
+    return jnp.mean(jax.vmap(one.predict, (0, None, None))(params, extra, inputs), axis=0)
+
+  return one.replace(
+    init_params=init_params,
+    objective=objective,
+    predict=predict,
+    evaluate_params=functools.partial(evaluate, problem, predict),
+    hparams={**one.hparams, "ema": 0.997, "ema_ramp": 40_000, "alpha": 1.0},
+  )
+
+
+def evaluate(problem: Problem, predict: Callable, params, extra, hparams) -> dict[str, jax.Array]:
+  """Clean test accuracy; accuracy on the noisy validation split if there is one; training metrics if asked for."""
+  del hparams
+  train, valid, test = _splits(problem)
+  accuracy = lambda inputs, labels: jnp.mean(predict(params, extra, inputs).argmax(-1) == labels)
+  metrics = {"test_accuracy": accuracy(test["x"], test["y"])}
+  if problem.valid:
+    metrics["noisy_valid_accuracy"] = accuracy(valid["x"], extra["valid_labels"])
+  if problem.measure_training:
+    logits = predict(params, extra, train["x"])
+    metrics |= training_metrics(logits, train["y"], extra["labels"], extra["loss"])
+  return metrics
+
+
 def training_metrics(logits, clean, noisy, state: Any) -> dict[str, jax.Array]:
   """What became of the wrong labels, and what a per-example table of the loss knows about them."""
-  wrong = clean != noisy
-  share = lambda hit: jnp.sum(hit & wrong) / jnp.maximum(jnp.sum(wrong), 1)
-  predicted = logits.argmax(-1)
-  metrics = {"wrong_corrected": share(predicted == clean), "wrong_memorised": share(predicted == noisy)}
+  fractions = classification.memorization_fractions(logits, noisy, jnp.asarray(clean))
+  metrics = {"wrong_corrected": fractions.correct, "wrong_memorised": fractions.memorized}
   if isinstance(state, label_dro.ALDRState):
-    metrics["temperature_auroc"] = classification.area_under_roc(state.temperature, wrong)
+    metrics["temperature_auroc"] = classification.area_under_roc(state.temperature, clean != noisy)
   if isinstance(state, early_learning.ELRState):
     metrics["targets_correct"] = jnp.mean(state.targets.argmax(-1) == clean)
   return metrics
 
 
+@functools.lru_cache(maxsize=8)
 def _splits(problem: Problem):
   data = bundled.digits() if problem.dataset == "digits" else bundled.mnist_subset()
   parts = bundled.split(data, sizes=(problem.train, problem.valid, problem.test), seed=problem.split_seed)
