@@ -291,11 +291,11 @@ def _parse(command: str, arguments: list[str], options_type):
       sys.exit(0)
     raise ValueError(f"{command} needs a recipe's name and perhaps a preset, got {' '.join(words) or 'nothing'}.")
   module = registry.recipe(words[0])
-  config = registry.preset(module, words[1] if len(words) == 2 else "cpu")
+  config, options = registry.preset(module, words[1] if len(words) == 2 else "cpu"), options_type()
 
   def both(
     config: Annotated[type(config), tyro.conf.arg(name="config")] = config,
-    options: Annotated[options_type, tyro.conf.arg(name="")] = options_type(),
+    options: Annotated[options_type, tyro.conf.arg(name="")] = options,
   ):
     return config, options
 

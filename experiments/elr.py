@@ -61,7 +61,7 @@ def run_options(config: Config) -> dict[str, int]:
 
 
 def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """For CE, ELR and ELR+ at each rate: per-epoch curves `[seeds, epochs]` of accuracy, memorisation, correct targets."""
+  """Of CE, ELR and ELR+ at each rate: curves `[seeds, epochs]` of accuracy, memorisation, correct targets."""
   result = sweep(
     build(config), grid(noise_rate=config.rates, weight=[0.0, config.weight]), seeds=seeds,
     steps=config.problem.steps, eval_every=config.problem.steps_per_epoch, label="elr",

@@ -76,14 +76,13 @@ def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
   """Last-epoch test accuracy of each variant at noise 0 and `rate`, `[seeds]`; and the temperatures' AUROC."""
   measured = {}
   for name, (loss, hparams) in VARIANTS.items():
-    result = _sweep(config.problem, loss, {"noise_rate": [0.0, config.rate], **{k: [v] * 2 for k, v in hparams.items()}},
-                    seeds, name)  # fmt: skip
+    at = grid(noise_rate=[0.0, config.rate], **{key: [value] for key, value in hparams.items()})
+    result = _sweep(config.problem, loss, at, seeds, name)
     for index, rate in enumerate(("clean", "noisy")):
       measured[f"{name} {rate}"] = result.metrics["test_accuracy"][index * len(seeds) : (index + 1) * len(seeds), -1]
   temperatures = sorted({1.0, config.detection_temperature, 10.0})
-  result = _sweep(dataclasses.replace(config.problem, measure_training=True), "aldr_kl",
-                  {"noise_rate": [config.detection_rate] * len(temperatures), "temperature": temperatures}, seeds,
-                  "detection")  # fmt: skip
+  at = grid(noise_rate=[config.detection_rate], temperature=temperatures)
+  result = _sweep(dataclasses.replace(config.problem, measure_training=True), "aldr_kl", at, seeds, "detection")
   for index, temperature in enumerate(temperatures):
     name = "auroc" if temperature == config.detection_temperature else f"auroc at {temperature:g}"
     measured[name] = result.metrics["temperature_auroc"][index * len(seeds) : (index + 1) * len(seeds), -1]

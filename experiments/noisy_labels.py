@@ -1,9 +1,9 @@
 """The noisy-label ablation: five losses on equal terms over noise rates and seeds (the demo).
 
-Every loss gets the same model, data, optimizer, number of epochs and number of hyperparameter settings. The setting and
-the epoch are selected by accuracy on a validation split whose labels are as noisy as the training labels; test labels are
-never used for it. Differences to cross-entropy are paired by seed: at one seed and rate all losses see the same initial
-parameters, batches and wrong labels.
+Every loss gets the same model, data, optimizer, number of epochs and number of hyperparameter settings. The setting
+and the epoch are selected by accuracy on a validation split whose labels are as noisy as the training labels; test
+labels are never used for it. Differences to cross-entropy are paired by seed: at one seed and rate all losses see the
+same initial parameters, batches and wrong labels.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Trace-time checks shared by the ingredients: one clear sentence, naming the argument, what was expected, what came."""
+"""Trace-time checks shared by the ingredients: one sentence that names the argument, what was expected, what came."""
 
 import numbers
 

@@ -14,6 +14,7 @@ _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
+collect_ignore = ["training/worker.py"]  # a program, not a module
 GOLDEN = pathlib.Path(os.environ.get("JAXREG_GOLDEN", pathlib.Path(__file__).parent / "golden"))
 
 

@@ -1,4 +1,4 @@
-"""Trials (learning rate × seed) of a small network on digits: `sweep`, one at a time, PyTorch, and the arithmetic alone."""
+"""Trials (learning rate × seed) of a small network on digits: `sweep`, one at a time, PyTorch, the arithmetic alone."""
 
 import concurrent.futures
 import importlib.util
@@ -78,8 +78,8 @@ def measure(options: Options):
     rows.append(row)
   notes = [
     f"Arithmetic: {step_flops() / 1e6:.2f} MFLOP of matrix products a step over the measured rate of"
-    f" {matmul_rate() / 1e9:.0f} GFLOP/s (all cores, large float32 matrix product). Cold includes choosing the engine and compiling, with the"
-    " persistent compilation cache off.",
+    f" {matmul_rate() / 1e9:.0f} GFLOP/s (all cores, large float32 matrix product)."
+    " Cold includes choosing the engine and compiling, with the persistent compilation cache off.",
     "PyTorch: one process per core, one thread each, the plain training loop with data on hand, started beforehand."
     if rows[0].get("PyTorch ms/trial")
     else "PyTorch is not installed (pip install torch): skipped.",

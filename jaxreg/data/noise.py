@@ -35,8 +35,8 @@ def symmetric_noise(
 ) -> jax.Array:
   """Replaces labels by uniformly random ones.
 
-  Conventions differ by several points of accuracy: with `include_true` the new label is drawn from all classes, so that a
-  share `rate * (K - 1) / K` ends up wrong; without, from the other classes, and a share `rate` ends up wrong.
+  Conventions differ by several points of accuracy: with `include_true` the new label is drawn from all classes, so that
+  a share `rate * (K - 1) / K` ends up wrong; without, from the other classes, and a share `rate` ends up wrong.
 
   >>> import jax, jax.numpy as jnp
   >>> clean = jnp.zeros(10_000, jnp.int32)
@@ -50,7 +50,7 @@ def symmetric_noise(
     rate: in [0, 1]; may be traced.
     num_classes: static; number of classes K.
     include_true: static; whether the new label may be the true one.
-    exact: static; whether exactly `round(rate * examples)` labels are drawn anew, rather than each with this probability.
+    exact: static; whether exactly `round(rate * examples)` labels are drawn anew, not each with this probability.
 
   Returns:
     `[examples]` of the same dtype.

@@ -1,4 +1,4 @@
-"""Early-learning regularization (ELR, ELR+): a moving average of predictions that keeps wrong labels from being learned."""
+"""Early-learning regularization (ELR, ELR+): a moving average of predictions keeps wrong labels from being learned."""
 
 from typing import NamedTuple
 
@@ -90,7 +90,8 @@ def elr_loss(
 ) -> tuple[jax.Array, ELRState]:
   """Cross-entropy plus `weight * log(1 - <p, t>)`, the targets `t` of the batch being updated first.
 
-  `t <- momentum t + (1 - momentum) p / sum(p)` with `p` the clipped softmax, without gradient. The loss may be negative.
+  `t <- momentum t + (1 - momentum) p / sum(p)` with `p` the clipped softmax, without gradient. The loss may be
+  negative.
 
   >>> import jax, jax.numpy as jnp
   >>> state, labels = elr_init(4, 3), jnp.array([0, 2])
@@ -144,8 +145,8 @@ def elr_plus_loss(
 ) -> tuple[jax.Array, ELRState]:
   """The loss of one of ELR+'s two networks on a mixed batch, with targets from the other's averaged weights.
 
-  The table is updated with the teacher's predictions (not clipped) for the unmixed batch; the targets are then mixed like
-  the inputs: `q = l t + (1 - l) t[permutation]`, and the loss is `-<y, log p> + ramp * weight * log(1 - <q, p>)`.
+  The table is updated with the teacher's predictions (not clipped) for the unmixed batch; the targets are then mixed
+  like the inputs: `q = l t + (1 - l) t[permutation]`; the loss is `-<y, log p> + ramp * weight * log(1 - <q, p>)`.
 
   >>> import jax, jax.numpy as jnp
   >>> state = elr_init(2, 3)

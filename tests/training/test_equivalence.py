@@ -1,4 +1,4 @@
-"""One `step`, four ways, the same numbers: jit, pmap, sharded jit over eight devices (two processes: test_distributed)."""
+"""One `step`, the same numbers: jit, pmap, sharded jit over eight devices (two processes: test_distributed)."""
 
 import flax.linen as nn
 import jax
