@@ -182,6 +182,8 @@ def elr_plus_loss(
   check_float("logits", logits)
   check_same_shape(logits=logits, soft_labels=soft_labels, teacher_logits=teacher_logits)
   check_same_shape(ids=ids, permutation=permutation)
+  check_hyperparameter("coefficient", coefficient, low=0, high=1)
+  check_hyperparameter("ramp", ramp, low=0, high=1)
   _check(logits, jnp.zeros(logits.shape[:-1], jnp.int32), ids, state, momentum, weight, clip)
   wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   teacher = jax.lax.stop_gradient(jax.nn.softmax(teacher_logits.astype(wide.dtype)))
@@ -224,7 +226,11 @@ def noisy_label_candidates(state: ELRState, labels: jax.Array) -> jax.Array:
 
   Returns:
     Booleans `[examples]`.
+
+  Raises:
+    ValueError: unless there is one integer label for each example.
   """
+  check_integer_labels(state.targets, labels)
   return state.targets.argmax(-1) != labels
 
 

@@ -297,7 +297,6 @@ class _Parts(NamedTuple):
 
   scores: jax.Array  # before the division by their mean, [..., classes]
   powers: jax.Array  # exp((scores - largest) / (mean t)), 0 for the label, [..., classes]
-  own: jax.Array  # the label's score
   largest: jax.Array  # of the scores
   best: jax.Array  # d that goes with it
   top: jax.Array  # the larger of `best` and the label's d, 0
@@ -305,6 +304,7 @@ class _Parts(NamedTuple):
   own_weight: jax.Array
   rest: jax.Array  # sum of the other classes' weights, 1 - own_weight without cancellation
   mean: jax.Array  # what the scores are divided by
+  lead: jax.Array | None  # mean of the normalised scores less the label's under the weights
   log_mean: jax.Array  # log mean exp((d - top) / t)
 
 
@@ -323,19 +323,29 @@ def _forward(normalize, logits, labels, temperature, margin, where):
   best = (largest - own) / mean + margin
   top = jnp.maximum(best, 0)
   factor, own_power = jnp.exp((best - top) / temperature), jnp.exp(-top / temperature)
-  rest = factor * jnp.sum(powers, axis=-1, keepdims=True)
+  total_power = jnp.sum(powers, axis=-1, keepdims=True)
+  rest = factor * total_power
   total = rest + own_power
   factor, own_weight, rest = factor / total, own_power / total, rest / total
 
+  def lead():
+    """The mean of the scores less the label's under the weights, as they enter d."""
+    # The rounding of the plain product is that of the scores themselves, and XLA sums it faster than a shifted one.
+    return factor * (jnp.sum(powers * scores, axis=-1, keepdims=True) - own * total_power) / mean
+
+  normalized = None if normalize is None else lead()
+
   def shares():
     """The mean of (d - top) / t under equal weights and under the weights themselves."""
-    uniform = jnp.sum(scores - own, axis=-1, keepdims=True) / (mean * classes) + margin * (1 - 1 / classes)
-    tilted = factor * jnp.sum(powers * (scores - own), axis=-1, keepdims=True) / mean + margin * rest
+    # Relative to the largest: XLA would store a difference that two sums share.
+    differences = jnp.sum(scores - largest, axis=-1, keepdims=True) + scores.shape[-1] * (largest - own)
+    uniform = differences / (mean * classes) + margin * (1 - 1 / classes)
+    tilted = (lead() if normalize is None else normalized) + margin * rest
     return (uniform - top) / temperature, (tilted - top) / temperature
 
   log_mean = _log_mean(total / classes, classes, shares)
   value = (top + temperature * log_mean)[..., 0]
-  return value, _Parts(scores, powers, own, largest, best, top, factor, own_weight, rest, mean, log_mean)
+  return value, _Parts(scores, powers, largest, best, top, factor, own_weight, rest, mean, normalized, log_mean)
 
 
 def _largest(scores, own, labels, temperature, margin, where):
@@ -406,9 +416,7 @@ def _along_logits(normalize, logits, labels, parts, where, logits_dot):
   own = -parts.rest / parts.mean
   if normalize is not None:
     count = logits.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True)
-    # The mean under weights less one-hot label, in units of `mean`; the sums of plain products are the fast ones.
-    lead = jnp.sum(parts.powers * parts.scores, axis=-1, keepdims=True) / parts.mean * parts.factor
-    shift = (lead - parts.rest * (parts.own / parts.mean)) / (parts.mean * count)
+    shift = parts.lead / (parts.mean * count)
     if normalize == "l1_mean":
       gradient -= jnp.sign(logits) * shift
     else:

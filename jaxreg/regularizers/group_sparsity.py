@@ -548,6 +548,7 @@ def _safe_sqrt(squared):
 
 
 def _squared_norms(values, groups, num_groups):
+  _dtype(values)
   wide = jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)), values)
   return sum_groups(jax.tree.map(jnp.square, wide), groups, num_groups=num_groups)
 
