@@ -66,7 +66,7 @@ def measure(options: Options):
     "Each time is that of jit(value_and_grad(mean loss)) with respect to the logits, the fastest of several calls that"
     " take turns with the cross-entropy's; the ratio is to those.",
     "At [512, 50000] on a CPU an array is 100 MB, which the system hands out anew on every call: writing one costs"
-    " about as much as all arithmetic of the cross-entropy, so the ratio counts arrays, those inside XLA's sums included.",
+    " about as much as all arithmetic of the cross-entropy, so the ratio counts arrays, those in XLA's sums included.",
   ]
   for loss in dict.fromkeys(row["loss"] for row in rows):
     ratios = {f"[{row['batch']}, {row['classes']}]": row["ratio"] for row in rows if row["loss"] == loss}

@@ -20,8 +20,8 @@ def comp_sum_loss(
 
   >>> import jax.numpy as jnp
   >>> logits, labels = jnp.array([[0.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1])
-  >>> print(comp_sum_loss(logits, labels, tau=2.0).round(3))
-  [0.5   0.881]
+  >>> [round(value, 3) for value in comp_sum_loss(logits, labels, tau=2.0).tolist()]
+  [0.5, 0.881]
 
   Args:
     logits: floating `[..., classes]`.

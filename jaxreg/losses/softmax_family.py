@@ -44,8 +44,11 @@ def with_label(array: jax.Array, labels: jax.Array, value: float | jax.Array) ->
   Returns:
     `[..., classes]`.
   """
-  value = jnp.broadcast_to(jnp.asarray(value, array.dtype), (*labels.shape, 1))
-  return jnp.put_along_axis(array, labels[..., None], value, axis=-1, inplace=False)
+  # Row by row under vmap: jnp.put_along_axis gathers the labels of all devices when the batch is sharded.
+  replace = lambda row, label, value: row.at[label].set(value[0])
+  for _ in range(labels.ndim):
+    replace = jax.vmap(replace)
+  return replace(array, labels, jnp.broadcast_to(jnp.asarray(value, array.dtype), (*labels.shape, 1)))
 
 
 class SoftmaxStatistics(NamedTuple):
