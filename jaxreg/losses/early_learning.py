@@ -97,8 +97,8 @@ def elr_loss(
   >>> state, labels = elr_init(4, 3), jnp.array([0, 2])
   >>> for ids in (jnp.array([0, 1]), jnp.array([2, 3])):
   ...   values, state = elr_loss(jnp.zeros((2, 3)), labels, ids, state=state, momentum=0.7, weight=3.0)
-  >>> print(values.shape, state.targets.sum(axis=1).round(2))
-  (2,) [0.3 0.3 0.3 0.3]
+  >>> values.shape, bool(jnp.allclose(state.targets.sum(axis=1), 0.3))
+  ((2,), True)
 
   Args:
     logits: floating `[..., classes]`.

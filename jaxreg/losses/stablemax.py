@@ -165,15 +165,17 @@ def _largest(z, included):
   return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, where=included, initial=_NO_LOGIT))
 
 
-def _s(z):
-  positive = z >= 0
-  return jnp.where(positive, 1 + jnp.where(positive, z, 0), 1 / (1 - jnp.where(positive, 0, z)))
-
-
 def _ratio_to_largest(z, included, largest):
   """`s(z) / s(largest)`, in [0, 1] whatever the size of the logits."""
-  ratio = _s(z) / _s(largest)
+  ratio = _ratio(z, largest)
   return ratio if included is None else jnp.where(included, ratio, 0)
+
+
+def _ratio(z, largest):
+  # 1 / s(largest) as it stands: dividing by a reciprocal of a huge number would lose digits.
+  scale = jnp.where(largest >= 0, 1 / (1 + jnp.maximum(largest, 0)), 1 - jnp.minimum(largest, 0))
+  positive = z >= 0
+  return jnp.where(positive, (1 + jnp.where(positive, z, 0)) * scale, scale / (1 - jnp.where(positive, 0, z)))
 
 
 def _parts(z, labels, included):
@@ -182,7 +184,7 @@ def _parts(z, labels, included):
   label_logit = jnp.take_along_axis(z, labels[..., None], axis=-1)
   largest = jnp.maximum(_largest(z, included), jax.lax.stop_gradient(label_logit))
   others = jnp.where(of_label, 0, _ratio_to_largest(z, included, largest))
-  own = _s(label_logit) / _s(largest)
+  own = _ratio(label_logit, largest)
   return of_label, label_logit, largest, others, own
 
 
@@ -193,8 +195,11 @@ def _cross_entropy(z, labels, included):
 
 def _value(label_logit, largest, others, own):
   rest = jnp.sum(others, axis=-1, keepdims=True)
+  # -log(own) is the difference of the remapped logits, whose two logarithms may be rounded differently.
+  normal = own > jnp.finfo(own.dtype).tiny
+  gap = jnp.where(normal, -jnp.log(jnp.where(normal, own, 1)), _remap(largest) - _remap(label_logit))
   # own is 1 when the label has the largest logit: then this is exactly log1p(rest).
-  return (jnp.log1p(rest + (own - 1)) + (_remap(largest) - _remap(label_logit)))[..., 0]
+  return (jnp.log1p(rest + (own - 1)) + gap)[..., 0]
 
 
 @_cross_entropy.defjvp
