@@ -9,8 +9,6 @@ __all__ = ["log_stablemax", "stablemax", "stablemax_cross_entropy", "stablemax_c
 
 # Below every remapped logit (they lie within +-710 even in float64), so that its exponential is 0.
 _EXCLUDED = -1e4
-# The largest logit where no class takes part; not the lowest float, whose s is subnormal and flushed to zero.
-_NO_LOGIT = -1e30
 
 
 def stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
@@ -162,7 +160,7 @@ def _log_probabilities(z, included):
 
 
 def _largest(z, included):
-  return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, where=included, initial=_NO_LOGIT))
+  return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True, where=included, initial=jnp.finfo(z.dtype).min))
 
 
 def _ratio_to_largest(z, included, largest):
@@ -195,11 +193,8 @@ def _cross_entropy(z, labels, included):
 
 def _value(label_logit, largest, others, own):
   rest = jnp.sum(others, axis=-1, keepdims=True)
-  # -log(own) is the difference of the remapped logits, whose two logarithms may be rounded differently.
-  normal = own > jnp.finfo(own.dtype).tiny
-  gap = jnp.where(normal, -jnp.log(jnp.where(normal, own, 1)), _remap(largest) - _remap(label_logit))
   # own is 1 when the label has the largest logit: then this is exactly log1p(rest).
-  return (jnp.log1p(rest + (own - 1)) + gap)[..., 0]
+  return (jnp.log1p(rest + (own - 1)) + (_remap(largest) - _remap(label_logit)))[..., 0]
 
 
 @_cross_entropy.defjvp
