@@ -153,9 +153,10 @@ def noisy_task(problem: Problem, loss: str) -> Task:
     params = model.init(keys[0], jnp.zeros((1, *train["x"].shape[1:])))["params"]
     extra = {
       "labels": corrupt(keys[1], train["y"], hparams["noise_rate"]),
-      "valid_labels": corrupt(keys[2], valid["y"], hparams["noise_rate"]),
       "loss": part.init(problem.train, classes, hparams),
     }
+    if problem.valid:  # orbax stores no empty array
+      extra["valid_labels"] = corrupt(keys[2], valid["y"], hparams["noise_rate"])
     return params, extra
 
   def predict(params, extra, inputs):

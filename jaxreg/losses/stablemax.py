@@ -170,10 +170,11 @@ def _ratio_to_largest(z, included, largest):
 
 
 def _ratio(z, largest):
-  # 1 / s(largest) as it stands: dividing by a reciprocal of a huge number would lose digits.
-  scale = jnp.where(largest >= 0, 1 / (1 + jnp.maximum(largest, 0)), 1 - jnp.minimum(largest, 0))
+  """`s(z) / s(largest)` with one division, exactly 1 for equal logits of any size."""
   positive = z >= 0
-  return jnp.where(positive, (1 + jnp.where(positive, z, 0)) * scale, scale / (1 - jnp.where(positive, 0, z)))
+  numerator = jnp.where(positive, 1 + jnp.where(positive, z, 0), 1 - jnp.minimum(largest, 0))
+  denominator = (1 + jnp.maximum(largest, 0)) * jnp.where(positive, 1, 1 - jnp.where(positive, 0, z))
+  return numerator / denominator
 
 
 def _parts(z, labels, included):
