@@ -92,6 +92,9 @@ def test_nearly_parallel_and_extreme_gradients(seed, log_share, scale):
   o = np.asarray(apply({"a": g}, {"a": w})["a"], np.float64)
   wide = np.asarray(w, np.float64), np.asarray(g, np.float64)
   assert np.isfinite(o).all()
+  if not o.any():  # parallel to the last bit of a float32: nothing is left to blow up
+    assert log_share > 5
+    return
   assert abs(o @ wide[0]) <= 1e-5 * np.linalg.norm(o) * np.linalg.norm(wide[0])
   assert np.linalg.norm(o) == pytest.approx(np.linalg.norm(wide[1]), rel=1e-5)
 
