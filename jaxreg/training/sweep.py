@@ -210,10 +210,7 @@ def _trials(task: Task, points: Mapping[str, Sequence], seeds: Sequence[int]):
 
 @functools.lru_cache(maxsize=32)
 def _compiled(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int):
-  """The jitted `init` and `advance` over trials; cached, so that a second sweep does not compile again."""
-
-  def init(seed, hparams):
-    return task.init(jax.random.key(seed), hparams)
+  """The jitted `advance` over trials; cached, so that a second sweep does not compile again."""
 
   def advance(state, hparams, data):
     start = state.step
@@ -221,31 +218,35 @@ def _compiled(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int):
     diverged_at = jnp.where(finite < steps, start + finite + 1, -1)
     return state, {**metrics, **task.evaluate(state, hparams)}, diverged_at
 
+  wrapped = jax.vmap(advance, in_axes=(0, 0, None)) if engine == "vmap" else _mapped(advance, mesh, lanes)
+  return jax.jit(wrapped, out_shardings=NamedSharding(mesh, PartitionSpec("trial")), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_init(task: Task, mesh: Mesh):
+  """The jitted `init` over trials, in turn for either engine: it runs once, and compiles once."""
+
+  def init(seed, hparams, _):
+    return task.init(jax.random.key(seed), hparams)
+
   sharding = NamedSharding(mesh, PartitionSpec("trial"))
-  if engine == "vmap":
-    wrap = lambda function, shared: jax.vmap(function, in_axes=(0, 0) + (None,) * shared)
-  else:
+  return jax.jit(lambda seeds, hparams: _mapped(init, mesh, 1)(seeds, hparams, ()), out_shardings=sharding)
 
-    def wrap(function, shared):
-      def mapped(first, second, *rest):
-        one = lambda pair: function(*pair, *rest)
-        return jax.lax.map(one, (first, second), batch_size=lanes if lanes > 1 else None)
 
-      # Without shard_map every device would run every trial.
-      trial, everywhere = PartitionSpec("trial"), PartitionSpec()
-      specs = (trial, trial) + (everywhere,) * shared
-      return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=trial, check_vma=False)
+def _mapped(function, mesh: Mesh, lanes: int):
+  """`function(first, second, shared)` for every trial in turn; without shard_map every device would run every trial."""
 
-  return (
-    jax.jit(wrap(init, 0), out_shardings=sharding),
-    jax.jit(wrap(advance, 1), out_shardings=sharding, donate_argnums=0),
-  )
+  def mapped(first, second, shared):
+    one = lambda pair: function(*pair, shared)
+    return jax.lax.map(one, (first, second), batch_size=lanes if lanes > 1 else None)
+
+  trial, everywhere = PartitionSpec("trial"), PartitionSpec()
+  return jax.shard_map(mapped, mesh=mesh, in_specs=(trial, trial, everywhere), out_specs=trial, check_vma=False)
 
 
 @functools.lru_cache(maxsize=32)
 def _executable(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int, size: int):
   """`advance` compiled for `size` trials ahead of time, so that its memory is known before it runs."""
-  init, advance = _compiled(task, engine, mesh, lanes, steps)
   trial = NamedSharding(mesh, PartitionSpec("trial"))
   like = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   seeds = jax.ShapeDtypeStruct((size,), jnp.uint32, sharding=trial)
@@ -253,18 +254,17 @@ def _executable(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int, siz
     name: jax.ShapeDtypeStruct((size,), value.dtype, sharding=trial)
     for name, value in merge_hparams(task, None).items()
   }
-  state = jax.tree.map(like(trial), jax.eval_shape(init, seeds, hparams))
+  state = jax.tree.map(like(trial), jax.eval_shape(_compiled_init(task, mesh), seeds, hparams))
   data = jax.tree.map(
     like(NamedSharding(mesh, PartitionSpec())), jax.eval_shape(lambda: jax.tree.map(jnp.asarray, task.data))
   )
-  return advance.lower(state, hparams, data).compile()
+  return _compiled(task, engine, mesh, lanes, steps).lower(state, hparams, data).compile()
 
 
 def _run_trials(task, engine, mesh, lanes, steps, eval_every, data, keep_params, hparams, seeds, advance_bar):
-  init, _ = _compiled(task, engine, mesh, lanes, eval_every)
   advance = _executable(task, engine, mesh, lanes, eval_every, len(seeds))
   seeds, hparams = mesh_lib.shard((seeds, hparams), mesh, PartitionSpec("trial"))
-  state, metrics, diverged = init(seeds, hparams), [], []
+  state, metrics, diverged = _compiled_init(task, mesh)(seeds, hparams), [], []
   for _ in range(steps // eval_every):
     state, measured, diverged_at = jax.block_until_ready(advance(state, hparams, data))
     metrics.append(measured)
@@ -286,8 +286,8 @@ def _measure_engines(task, hparams, seeds, data, mesh, lanes, *, steps: int = 20
   )
   times = []
   for engine in ("vmap", "map"):
-    init, advance = _compiled(task, engine, mesh, lanes, steps)
-    state, *_ = advance(init(seeds, hparams), hparams, data)
+    advance = _compiled(task, engine, mesh, lanes, steps)
+    state, *_ = advance(_compiled_init(task, mesh)(seeds, hparams), hparams, data)
     jax.block_until_ready(state)
     samples = []
     for _ in range(2):

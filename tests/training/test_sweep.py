@@ -123,9 +123,8 @@ def test_each_device_runs_its_own_trials_only(task):
   text = compiled.as_text()
   assert not re.search(r"all-gather|all-reduce|collective-permute", text)
   assert "f32[2,4]" in text and "f32[8,4]" not in text  # two of the eight trials' weights on a device
-  init, _ = module._compiled(task, "map", mesh, 1, 50)
   seeds, rates = mesh_lib.shard((np.arange(8, dtype=np.uint32), np.ones(8, np.float32)), mesh, PartitionSpec("trial"))
-  state = init(seeds, {"learning_rate": rates})
+  state = module._compiled_init(task, mesh)(seeds, {"learning_rate": rates})
   out, *_ = compiled(state, {"learning_rate": rates}, mesh_lib.replicate(task.data, mesh))
   assert [shard.data.shape for shard in out.params["w"].addressable_shards] == [(2, 4)] * 4
 
