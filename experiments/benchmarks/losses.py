@@ -72,7 +72,9 @@ def measure(options: Options):
     ratios = {f"[{row['batch']}, {row['classes']}]": row["ratio"] for row in rows if row["loss"] == loss}
     above = ", ".join(f"{ratio:.2f} at {size}" for size, ratio in ratios.items() if ratio > AIM)
     if above:
-      notes.append(f"{loss} is above {AIM} ({above}): {_REASONS.get(loss, 'no reason is known: the machine was busy, or look into it')}.")
+      notes.append(
+        f"{loss} is above {AIM} ({above}): {_REASONS.get(loss, 'no reason is known; was the machine busy?')}."
+      )
   return rows, notes
 
 
