@@ -71,14 +71,13 @@ def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
     seeds=seeds, steps=config.problem.steps, eval_every=config.problem.steps_per_epoch, label="elr+",
   )  # fmt: skip
   measured = {
-    f"ELR+ {rate:g} {metric}": plus.metrics[metric][index * len(seeds) : (index + 1) * len(seeds)]
+    f"ELR+ {rate:g} {metric}": plus.by_point(metric)[index]
     for index, rate in enumerate(config.rates)
     for metric in ("test_accuracy", "wrong_memorised", "targets_correct")
   }
   for index, (rate, name) in enumerate((rate, name) for rate in config.rates for name in ("CE", "ELR")):
-    trials = slice(index * len(seeds), (index + 1) * len(seeds))
     for metric in ("test_accuracy", "wrong_memorised", "targets_correct"):
-      measured[f"{name} {rate:g} {metric}"] = result.metrics[metric][trials]
+      measured[f"{name} {rate:g} {metric}"] = result.by_point(metric)[index]
   return measured
 
 

@@ -79,13 +79,13 @@ def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
     at = grid(noise_rate=[0.0, config.rate], **{key: [value] for key, value in hparams.items()})
     result = _sweep(config.problem, loss, at, seeds, name)
     for index, rate in enumerate(("clean", "noisy")):
-      measured[f"{name} {rate}"] = result.metrics["test_accuracy"][index * len(seeds) : (index + 1) * len(seeds), -1]
+      measured[f"{name} {rate}"] = result.by_point("test_accuracy")[index, :, -1]
   temperatures = sorted({1.0, config.detection_temperature, 10.0})
   at = grid(noise_rate=[config.detection_rate], temperature=temperatures)
   result = _sweep(dataclasses.replace(config.problem, measure_training=True), "aldr_kl", at, seeds, "detection")
   for index, temperature in enumerate(temperatures):
     name = "auroc" if temperature == config.detection_temperature else f"auroc at {temperature:g}"
-    measured[name] = result.metrics["temperature_auroc"][index * len(seeds) : (index + 1) * len(seeds), -1]
+    measured[name] = result.by_point("temperature_auroc")[index, :, -1]
   return measured
 
 

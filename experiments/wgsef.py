@@ -124,7 +124,7 @@ def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
 
   def run(penalty, at):
     result = sweep(build(dataclasses.replace(config, penalty=penalty)), at, seeds=seeds, label=penalty, **options)
-    return {name: values.reshape(-1, len(seeds), values.shape[1]) for name, values in result.metrics.items()}
+    return {name: result.by_point(name) for name in result.metrics}
 
   dense, sparse = run("none", {"k": config.keeps}), run("wgsef", {"k": config.keeps})
   strengths = np.geomspace(0.003, 0.3, config.strengths)

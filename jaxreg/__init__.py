@@ -1,7 +1,8 @@
 """Published methods of loss design and regularization for JAX: parts for anyone's training loop.
 
-Rooms: `losses` (what to minimise), `regularizers` (what to add), `transforms` (how to step, optax), `layers`/`models`
-(Flax), `metrics`, `data`, `training` (the harness). Each room is imported when it is first used.
+Rooms: `losses` (what to minimise), `regularizers` (what to add), `transforms` (how to step, optax), `layers` and
+`models` (Flax), `kernels` (theory in closed form), `adversarial`, `metrics`, `data`, `training` (the harness). Each room
+is imported when it is first used.
 
 >>> import jaxreg
 >>> jaxreg.losses.stablemax_cross_entropy.__module__
@@ -12,7 +13,18 @@ import importlib
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "losses", "metrics", "models", "regularizers", "training", "transforms")
+_ROOMS = (
+  "adversarial",
+  "data",
+  "kernels",
+  "layers",
+  "losses",
+  "metrics",
+  "models",
+  "regularizers",
+  "training",
+  "transforms",
+)
 __all__ = ["__version__", "citation", *_ROOMS]
 
 

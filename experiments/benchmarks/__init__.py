@@ -8,6 +8,7 @@ BENCHMARKS = {
   "sweep": "many trials as one program against one at a time and against PyTorch",
   "losses": "forward and backward of every classification loss against optax's cross-entropy",
   "overhead": "a step of `fit` against a hand-written jitted loop",
+  "paper": "memory per device of the `paper` presets, compiled without running",
 }
 
 

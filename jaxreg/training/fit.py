@@ -181,13 +181,17 @@ def initial_state(task: Task, seed: int, hparams: Mapping[str, Any], mesh: Mesh)
   return _compiled_init(task, mesh)(np.uint32(seed), dict(hparams))
 
 
+def abstract_state(task: Task, mesh: Mesh) -> TrainState:
+  """Shapes and shardings of the state, without computing anything."""
+  shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), merge_hparams(task, None)))
+  place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  return jax.tree.map(place, shapes, _state_sharding(task, mesh, shapes))
+
+
 @functools.lru_cache(maxsize=32)
 def _compiled_init(task: Task, mesh: Mesh):
-  def build(seed, hparams):
-    return task.init(jax.random.key(seed), hparams)
-
-  shapes = jax.eval_shape(build, np.uint32(0), merge_hparams(task, None))
-  return jax.jit(build, out_shardings=_state_sharding(task, mesh, shapes))
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, mesh))
+  return jax.jit(lambda seed, hparams: task.init(jax.random.key(seed), hparams), out_shardings=shardings)
 
 
 @functools.lru_cache(maxsize=32)

@@ -53,6 +53,11 @@ class SweepResult(NamedTuple):
   seconds: float
   compile_seconds: float
 
+  def by_point(self, name: str) -> np.ndarray:
+    """A metric as `[points, seeds, evaluations]`."""
+    values = self.metrics[name]
+    return values.reshape(-1, len(np.unique(self.seeds)), values.shape[-1])
+
   def rows(self) -> list[dict]:
     """One flat dict per trial and evaluation."""
     return [

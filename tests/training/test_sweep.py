@@ -161,3 +161,10 @@ def test_unknown_hyperparameter(task):
     sweep(task, {"rate": [1.0]}, **OPTIONS)
   with pytest.raises(ValueError, match="equally long"):
     sweep(examples.least_squares(), {"learning_rate": [1.0], "x": [1.0, 2.0]}, **OPTIONS)
+
+
+def test_metrics_by_point(task):
+  result = sweep(task, POINTS, engine="vmap", **OPTIONS)
+  by_point = result.by_point("distance")
+  assert by_point.shape == (3, 2, 2)
+  np.testing.assert_array_equal(by_point[1, 0], result.metrics["distance"][2])
