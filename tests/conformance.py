@@ -26,14 +26,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxreg.losses import comp_sum, early_learning, label_dro, robust
+from jaxreg.losses import (
+  adversarial,
+  aggregate,
+  calibrated_ensemble,
+  chunked,
+  comp_sum,
+  early_learning,
+  h_consistency,
+  label_dro,
+  robust,
+  spherical,
+)
 from jaxreg.losses.stablemax import (
   log_stablemax,
   stablemax,
   stablemax_cross_entropy,
   stablemax_cross_entropy_with_soft_labels,
 )
-from jaxreg.metrics import classification, grokking
+from jaxreg.metrics import classification, grokking, sample_complexity
+from jaxreg.models import linear_probe
 from jaxreg.regularizers import group_sparsity
 from jaxreg.transforms import half_space_projection, orthogonal, orthogonalize_gradients, penalize, proximal
 
@@ -43,12 +55,16 @@ EXTREME = 1e4
 
 # Public names, or whole modules, of the rooms that are not rows, and why.
 EXEMPT = {
+  "losses.calibrated_ensemble.MARGIN_LOSSES": "functions by name, each of them a row",
+  "losses.chunked.OutputLayer": "argument of the chunked losses, tested with them",
   "losses.early_learning.ELRState": "state, carried by elr_loss",
   "losses.early_learning.elr_init": "builds the state that elr_loss's row starts from",
   "losses.example_table": "the table that elr_loss and aldr_kl_loss carry through every test",
   "losses.label_dro.ALDRState": "state, carried by aldr_kl_loss",
   "losses.label_dro.NORMALIZATIONS": "names, each of them in a row of ldr_kl_loss",
   "losses.label_dro.aldr_kl_init": "builds the state that aldr_kl_loss's row starts from",
+  "losses.spherical.SphericalStatistics": "what the rows of functions of statistics build",
+  "losses.spherical.spherical_statistics": "three sums; the tests of the losses compare it with the dense forms",
   "losses.softmax_family": "what the softmax losses share and carry through every test",
   "metrics.classification.MemorizationFractions": "result of memorization_fractions",
   "regularizers.group_sparsity.compact": "shapes depend on values: not traceable, by contract",
@@ -298,9 +314,204 @@ def _tensors_as_groups(params):
   )
 
 
+def _binary(rng):
+  return 2 * rng.normal(size=EXAMPLES), rng.integers(0, 2, EXAMPLES).astype(np.int32)
+
+
+def binary_loss(function, **options):
+  """`function(logits, labels, **options)` with one logit per example."""
+  return row(function, _binary, bad=_BAD_LABELS, examples="any", options=options)
+
+
+def _ensloss(logits, labels, noise, **hyperparameters):
+  """The values, and the derivatives, which are constants in the gradient."""
+  values = calibrated_ensemble.ensloss(logits, labels, noise=noise, **hyperparameters)
+  margins = (2 * labels - 1) * logits
+  return values, calibrated_ensemble.ensloss_derivatives(margins, noise=noise, **hyperparameters)
+
+
+def elementwise(function, name, *, extreme, **options):
+  """`function(values, **options)` of values in (0, 1), with the argument's name and the ends of its domain."""
+  return row(
+    function,
+    lambda rng: (rng.uniform(0.1, 0.9, EXAMPLES),),
+    extreme=lambda values: (np.resize(extreme, values.shape),),
+    bad=((name, lambda values: (np.ones(values.shape, np.int32),)),),
+    examples="any",
+    options=options,
+  )
+
+
+def attacked_loss(function, **options):
+  """`function(logits, adversarial_logits, labels, **options)`, as a loss with an attack that turns logits around."""
+  call = lambda logits, labels, **keywords: function(logits, -0.5 * logits, labels, **keywords)
+  return row(
+    function, _classification, call=call, extreme=_extreme_logits, bad=_BAD_LABELS, examples="any", options=options
+  )
+
+
+def statistics_loss(function, **options):
+  """`function(statistics, **options)` of the label's logit, the logits' sum and their square sum."""
+
+  def arguments(rng):
+    logits, labels = _classification(rng)
+    return logits[np.arange(EXAMPLES), labels], logits.sum(-1), np.square(logits).sum(-1)
+
+  def extreme(target, *rest):
+    logits, labels = _extreme_logits(np.zeros((EXAMPLES, CLASSES)), np.arange(EXAMPLES) % CLASSES)
+    return logits[np.arange(EXAMPLES), labels], logits.sum(-1), np.square(logits).sum(-1)
+
+  call = lambda *statistics, **options: function(spherical.SphericalStatistics(*statistics), **options)
+  bad = (
+    ("shapes", lambda target, total, squares: (target, total[:1], squares)),
+    ("target", lambda target, total, squares: (target.astype(np.int32), total, squares)),
+  )
+  return row(function, arguments, call=call, extreme=extreme, bad=bad, examples="any", options=options)
+
+
+def _features(rng):
+  """Few enough digits that sums, and so the order of the classes, are the same in every precision."""
+  labels = np.resize(np.arange(3, dtype=np.int32), EXAMPLES)
+  return np.round(4 * rng.normal(size=(EXAMPLES, 2)) + 8 * np.eye(3, 2)[labels]), labels
+
+
+def _sample_curve(*arrays):
+  def fit(features, labels, where):
+    return linear_probe.stats_to_linear(linear_probe.gaussian_stats(features, labels, num_classes=3, where=where))
+
+  options = dict(sizes=np.array([6, 12]), heads={"bayes": fit}, num_classes=3, repeats=2)
+  return sample_complexity.probe_sample_curve(jax.random.key(0), *arrays, **options)
+
+
+def bag_loss(function, **options):
+  """`function(predictions, targets, **options)`, a value per bag."""
+  bags = lambda rng: (_logits(rng), rng.normal(size=EXAMPLES))
+  return row(function, bags, extreme=_extreme_logits, bad=_BAD_BAGS, examples="any", options=options)
+
+
+def bag_cross_entropy(function, **options):
+  """`function(logits, targets, **options)` with the logits of two examples a bag."""
+  bags = lambda rng: (2 * rng.normal(size=(EXAMPLES, 2, CLASSES)), _probabilities(rng))
+  extreme = lambda z, t: (_extreme_logits(z.reshape(-1, CLASSES))[0].reshape(z.shape), t)
+  return row(function, bags, extreme=extreme, bad=_BAD_BAGS, examples="any", options=options)
+
+
+_BAD_BAGS = (
+  ("targets", lambda x, y: (x, y[1:])),
+  ("targets", lambda x, y: (x, y[:1])),
+  ("targets", lambda x, y: (x, y.astype(np.int32))),
+  ("predictions|logits", lambda x, y: (x.astype(np.int32), y)),
+)
+
+
 ROWS = [
+  bag_loss(aggregate.bag_squared_loss),
+  bag_loss(aggregate.instance_squared_loss),
+  bag_loss(aggregate.interpolated_bag_squared_loss, rho=(0.0, 2.0)),
+  bag_cross_entropy(aggregate.bag_cross_entropy_loss),
+  bag_cross_entropy(aggregate.instance_cross_entropy_loss),
+  bag_cross_entropy(aggregate.interpolated_bag_cross_entropy_loss, rho=(0.0, 1.0)),
+  row(
+    aggregate.within_bag_spread,
+    lambda rng: (_logits(rng),),
+    extreme=_extreme_logits,
+    bad=(("predictions", lambda x: (x.astype(np.int32),)),),
+    examples="any",
+  ),
+  binary_loss(calibrated_ensemble.binary_exponential_loss),
+  binary_loss(calibrated_ensemble.binary_focal_loss, gamma=(0.0, 3.0)),
+  binary_loss(calibrated_ensemble.binary_hinge_loss),
+  binary_loss(calibrated_ensemble.binary_logistic_loss),
+  binary_loss(calibrated_ensemble.binary_squared_hinge_loss),
+  row(
+    calibrated_ensemble.ensloss,
+    lambda rng: (*_binary(rng), rng.normal(size=EXAMPLES)),
+    call=_ensloss,
+    bad=_BAD_LABELS,
+    surrogate=lambda z, results, labels, noise, **_: (2 * labels - 1) * z * results[1],
+    options=dict(box_cox=(-1.0, 1.0), clamp=(0.5, 2.0), tail_power=(0.0, 2.0), offset=(1e-6, 0.1)),
+  ),
+  row(
+    calibrated_ensemble.ensloss_derivatives,
+    lambda rng: (_binary(rng)[0], rng.normal(size=EXAMPLES)),
+    call=lambda margins, noise, **options: calibrated_ensemble.ensloss_derivatives(margins, noise=noise, **options),
+    bad=(
+      ("noise", lambda m, noise: (m, noise[:1])),
+      ("margins", lambda m, noise: (m[:, None], noise)),
+      ("margins", lambda m, noise: (m.astype(np.int32), noise)),
+    ),
+    differentiable=False,
+    options=dict(box_cox=(-1.0, 1.0), clamp=(0.5, 2.0), tail_power=(0.0, 2.0), offset=(1e-6, 0.1)),
+  ),
+  row(
+    calibrated_ensemble.inverse_box_cox,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    bad=(("values", lambda values: (values.astype(np.int32),)),),
+    options=dict(box_cox=(0.0, 1.0)),
+  ),
+  row(
+    calibrated_ensemble.is_calibrated_derivative,
+    lambda rng: (_binary(rng)[0], -np.abs(rng.normal(size=EXAMPLES))),
+    bad=(*_BAD_SAME_SHAPE, ("margins", lambda m, d: (m.astype(np.int32), d))),
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    calibrated_ensemble.random_margin_loss_mixture,
+    lambda rng: (*_binary(rng), rng.integers(0, 2**32, 2, np.uint32)),
+    bad=_BAD_LABELS,
+  ),
+  loss(chunked.chunked_comp_sum_loss, chunk_size=2, tau=(0.5, 2.5)),
+  loss(chunked.chunked_ldr_kl_loss, chunk_size=3, temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  loss(chunked.chunked_stablemax_cross_entropy, chunk_size=2),
   loss(comp_sum.comp_sum_loss, tau=(0.5, 2.5)),
   loss(comp_sum.generalized_cross_entropy_loss, q=(0.0, 1.0)),
+  row(
+    comp_sum.comp_sum_loss_with_soft_labels,
+    lambda rng: (_logits(rng), _probabilities(rng)),
+    extreme=_extreme_logits,
+    bad=_BAD_SAME_SHAPE,
+    examples="any",
+    options=dict(tau=(0.5, 2.5)),
+  ),
+  elementwise(comp_sum.comp_sum_outer, "values", extreme=(0.0, 1e4), tau=(0.5, 2.5)),
+  loss(adversarial.adversarial_margin_comp_sum_loss, tau=(0.5, 2.5), rho=(0.5, 3.0)),
+  elementwise(adversarial.rho_margin, "margins", extreme=(-1e4, 0.0, 1e4), rho=(0.5, 3.0)),
+  attacked_loss(adversarial.margin_shift_norm, epsilon=(1e-12, 1e-3)),
+  attacked_loss(
+    adversarial.smooth_adversarial_comp_sum_loss,
+    tau=(0.5, 2.5),
+    rho=(0.5, 3.0),
+    nu=(0.0, 2.0),
+    epsilon=(1e-12, 1e-3),
+  ),
+  attacked_loss(adversarial.trades_loss, weight=(0.0, 6.0)),
+  elementwise(
+    h_consistency.h_consistency_transform, "error_regret", extreme=(0.0, 1.0), tau=(0.0, 3.0), classes=(2, 9)
+  ),
+  elementwise(h_consistency.h_consistency_gamma, "loss_regret", extreme=(0.0, 1e4), tau=(0.0, 3.0), classes=(2, 9)),
+  elementwise(
+    h_consistency.h_consistency_gamma_bound, "loss_regret", extreme=(0.0, 1e4), tau=(0.0, 3.0), classes=(2, 9)
+  ),
+  elementwise(
+    h_consistency.deterministic_bounded_risk, "score_bound", extreme=(0.0, 1e4), tau=(0.0, 3.0), classes=(2, 9)
+  ),
+  row(
+    h_consistency.bayes_conditional_risk,
+    lambda rng: ((_probabilities(rng) + 1 / CLASSES) / 2,),  # away from zero, where the derivative is infinite
+    extreme=lambda p: (np.resize(np.eye(CLASSES), p.shape),),
+    bad=(("probabilities", lambda p: (np.ones(p.shape, np.int32),)),),
+    examples="any",
+    options=dict(tau=(0.0, 3.0)),
+  ),
+  row(
+    h_consistency.minimizability_gap,
+    lambda rng: (np.float64(rng.uniform(1, 2)), rng.uniform(0, 1, EXAMPLES)),
+    bad=(
+      ("best_risk", lambda risk, conditional: (np.int32(1), conditional)),
+      ("best_conditional_risks", lambda risk, conditional: (risk, conditional.astype(np.int32))),
+    ),
+  ),
   row(
     early_learning.elr_regularizer,
     lambda rng: (_probabilities(rng), 0.9 * _probabilities(rng)),
@@ -383,6 +594,23 @@ ROWS = [
   loss(robust.symmetric_cross_entropy_loss, balance=(0.0, 1.0), log_zero=(-9.0, -4.0)),
   loss(robust.truncated_generalized_cross_entropy_loss, q=(0.0, 1.0), threshold=(0.0, 0.5)),
   loss(robust.weston_watkins_loss, margin=(0.0, 1.0)),
+  row(
+    spherical.log_partition_penalty,
+    lambda rng: (_logits(rng),),
+    extreme=_extreme_logits,
+    bad=_BAD_LOGITS,
+    examples="any",
+  ),
+  loss(spherical.one_hot_squared_error_loss),
+  loss(spherical.spherical_softmax_loss, epsilon=(0.1, 1.0)),
+  loss(spherical.taylor_softmax_loss),
+  loss(spherical.z_loss, sharpness=(0.5, 3.0), location=(-1.0, 3.0), epsilon=(0.0, 0.1)),
+  statistics_loss(spherical.one_hot_squared_error_from_statistics),
+  statistics_loss(spherical.spherical_softmax_from_statistics, classes=CLASSES, epsilon=(0.1, 1.0)),
+  statistics_loss(spherical.taylor_softmax_from_statistics, classes=CLASSES),
+  statistics_loss(
+    spherical.z_loss_from_statistics, classes=CLASSES, sharpness=(0.5, 3.0), location=(-1.0, 3.0), epsilon=(0.0, 0.1)
+  ),
   scores(stablemax),
   scores(log_stablemax),
   loss(stablemax_cross_entropy),
@@ -435,6 +663,32 @@ ROWS = [
     grokking.zero_loss_fraction,
     arguments=lambda rng: (np.maximum(_logits(rng)[:, 0], 0),),
     bad=(("losses", lambda losses: (losses.astype(np.int32),)),),
+  ),
+  row(
+    sample_complexity.min_samples_to,
+    lambda rng: (np.sort(rng.uniform(0, 0.5, (EXAMPLES, 6)))[:, ::-1], np.arange(4, 10, dtype=np.int32)),
+    extreme=lambda errors, sizes: (np.minimum(np.abs(EXTREME * errors), EXTREME * (sizes < 9)), sizes),
+    bad=(
+      ("errors", lambda errors, sizes: (errors.astype(np.int32), sizes)),
+      ("sizes", lambda errors, sizes: (errors, sizes[1:])),
+      ("sizes", lambda errors, sizes: (errors, sizes[:1])),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(target=(0.6, 0.7)),
+  ),
+  row(
+    sample_complexity.probe_sample_curve,
+    lambda rng: (*_features(rng), *_features(rng)),
+    call=_sample_curve,
+    bad=(
+      ("features", lambda x, y, *tests: (x.astype(np.int32), y, *tests)),
+      ("labels", lambda x, y, *tests: (x, y[:1], *tests)),
+      ("test_features", lambda x, y, tests, labels: (x, y, tests[:, :1], labels)),
+      ("test_labels", lambda x, y, tests, labels: (x, y, tests, labels * 1.0)),
+    ),
+    differentiable=False,
+    wide=True,
   ),
   row(
     grokking.nlm_alignment,

@@ -21,7 +21,7 @@ from jaxreg.transforms import orthogonalize_gradients, penalize, proximal
 # The function and its table live in one module, whatever its name.
 citation = jaxreg.citation
 table = inspect.getmodule(citation)
-ROOMS = [room for room in ("losses", "metrics", "models", "regularizers", "transforms")]
+ROOMS = ("adversarial", "kernels", "layers", "losses", "metrics", "models", "regularizers", "transforms")
 
 
 def cited(*objects) -> list[str]:
@@ -30,7 +30,9 @@ def cited(*objects) -> list[str]:
 
 def public_functions():
   modules = [f"jaxreg.{room}.{m.name}" for room in ROOMS for m in pkgutil.iter_modules(_room(room).__path__)]
-  for module in map(importlib.import_module, [*modules, "jaxreg.data.mixing", "jaxreg.data.noise"]):
+  for module in map(
+    importlib.import_module, [*modules, "jaxreg.data.aggregation", "jaxreg.data.mixing", "jaxreg.data.noise"]
+  ):
     for name in module.__all__:
       if callable(getattr(module, name)):
         yield getattr(module, name)

@@ -1,8 +1,16 @@
 """Bundled data sets, streams for large ones, noise and mixing; heavy imports wait until a function needs them."""
 
+from jaxreg.data.aggregation import aggregate, gaussian_private_bag_means, laplace_private_bag_means
 from jaxreg.data.algorithmic import modular_arithmetic, sparse_parity
 from jaxreg.data.bundled import digits, mnist_subset, photographs, split, standardize, tabular
 from jaxreg.data.errors import MissingDataError
+from jaxreg.data.gaussian_mixture import (
+  easy_covariance,
+  gaussian_mixture,
+  gaussian_mixture_bayes_error,
+  gaussian_mixture_means,
+  hard_covariance,
+)
 from jaxreg.data.idx import fashion_mnist, read_idx
 from jaxreg.data.mixing import mixup
 from jaxreg.data.noise import (
@@ -22,11 +30,19 @@ __all__ = [
   "LETTER_CONFUSIONS",
   "MissingDataError",
   "Stream",
+  "aggregate",
   "array_stream",
   "class_map_noise",
   "digits",
+  "easy_covariance",
   "fashion_mnist",
+  "gaussian_mixture",
+  "gaussian_mixture_bayes_error",
+  "gaussian_mixture_means",
+  "gaussian_private_bag_means",
+  "hard_covariance",
   "instance_dependent_noise",
+  "laplace_private_bag_means",
   "mixup",
   "mnist_subset",
   "modular_arithmetic",

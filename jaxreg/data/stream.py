@@ -293,7 +293,8 @@ def _decode(example: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str
 def _stack(rows: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
   columns = {}
   for name in rows[0]:
-    values = [np.asarray(row[name]) for row in rows]
+    # TFDS gives a scalar of any float type as a Python number.
+    values = [np.float32(row[name]) if type(row[name]) is float else np.asarray(row[name]) for row in rows]
     shapes = {value.shape for value in values}
     if len(shapes) > 1:
       raise ValueError(

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jaxreg.checks import check_hyperparameter, check_integer_labels
+from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
+from jaxreg.losses.softmax_family import softmax_statistics
 
-__all__ = ["comp_sum_loss", "generalized_cross_entropy_loss"]
+__all__ = ["comp_sum_loss", "comp_sum_loss_with_soft_labels", "comp_sum_outer", "generalized_cross_entropy_loss"]
 
 
 def comp_sum_loss(
@@ -41,15 +41,78 @@ def comp_sum_loss(
   """
   check_integer_labels(logits, labels, axis=axis)
   check_hyperparameter("tau", tau, low=0)
+  wide = jnp.moveaxis(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis, -1)
+  if where is not None:
+    where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
+  # Not rounded to the size of the logits, as the difference of a log-sum-exp and the label's logit would be.
+  nll = -softmax_statistics(wide, jnp.asarray(labels), where).log_label
+  return of_negative_log(nll, tau).astype(logits.dtype)
+
+
+def comp_sum_loss_with_soft_labels(
+  logits: jax.Array, labels: jax.Array, *, tau: float | jax.Array = 1.0, axis: int = -1, where: jax.Array | None = None
+) -> jax.Array:
+  """The comp-sum loss of a label distribution, `sum_y labels_y (p_y^(tau - 1) - 1) / (1 - tau)`, `p = softmax(logits)`.
+
+  >>> import jax.numpy as jnp
+  >>> logits, labels = jnp.array([[2.0, 0.0]]), jnp.array([[0.5, 0.5]])
+  >>> comp_sum_loss_with_soft_labels(logits, labels, tau=2.0).tolist()
+  [0.5]
+
+  Args:
+    logits: floating `[..., classes]`.
+    labels: floating `[..., classes]`, the weight of every class.
+    tau: non-negative scalar (or array broadcasting against the leading axes); may be traced.
+    axis: the axis of the classes.
+    where: boolean, broadcasting against `logits`: the classes that take part.
+
+  Returns:
+    `[...]`, the loss of each example.
+
+  Raises:
+    ValueError: when labels do not fit the logits or `tau` is negative.
+
+  Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
+    the conditional risk of the comp-sum family (Section 3).
+  """
+  check_float("logits", logits)
+  check_float("labels", labels)
+  check_same_shape(logits=logits, labels=labels)
+  check_hyperparameter("tau", tau, low=0)
   dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  where = None if where is None else jnp.broadcast_to(where, logits.shape)
-  nll = optax.softmax_cross_entropy_with_integer_labels(logits.astype(dtype), labels, axis=axis, where=where)
-  gap = 1 - jnp.asarray(tau, dtype)
-  logistic = gap == 0
-  safe = jnp.where(logistic, 1, gap)
-  # The series at gap = 0 has the right derivative with respect to tau as well.
-  value = jnp.where(logistic, nll + gap * nll**2 / 2, _expm1_with_tangent(safe * nll) / safe)
-  return value.astype(logits.dtype)
+  nll = -jax.nn.log_softmax(logits.astype(dtype), axis=axis, where=where)
+  if where is not None:  # what takes no part is infinitely unlikely
+    nll = jnp.where(where, nll, 0)
+  losses = of_negative_log(nll, jnp.expand_dims(tau, axis) if jnp.ndim(tau) else tau)
+  return jnp.sum(labels.astype(dtype) * losses, axis=axis, where=where).astype(logits.dtype)
+
+
+def comp_sum_outer(values: jax.Array, *, tau: float | jax.Array) -> jax.Array:
+  """The outer function `Phi(u) = ((1 + u)^(1 - tau) - 1) / (1 - tau)` of the family, and `log(1 + u)` at `tau = 1`.
+
+  It is increasing, concave and 1-Lipschitz; comp-sum losses are `Phi(sum_{k != y} exp(z_k - z_y))`.
+
+  >>> import jax.numpy as jnp
+  >>> [round(float(comp_sum_outer(jnp.array(3.0), tau=tau)), 3) for tau in (0.0, 1.0, 2.0)]
+  [3.0, 1.386, 0.75]
+
+  Args:
+    values: non-negative, floating `[...]`.
+    tau: non-negative scalar (or array broadcasting against `values`); may be traced.
+
+  Returns:
+    `[...]`.
+
+  Raises:
+    ValueError: when `values` are not floating point or `tau` is negative.
+
+  Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
+    the functions composed with the sum (Section 3).
+  """
+  check_float("values", values)
+  check_hyperparameter("tau", tau, low=0)
+  dtype = jnp.promote_types(jnp.result_type(values), jnp.float32)
+  return of_negative_log(jnp.log1p(jnp.asarray(values, dtype)), tau).astype(jnp.result_type(values))
 
 
 def generalized_cross_entropy_loss(
@@ -79,6 +142,15 @@ def generalized_cross_entropy_loss(
   """
   check_hyperparameter("q", q, low=0, high=1)
   return comp_sum_loss(logits, labels, tau=1 + q, axis=axis, where=where)
+
+
+def of_negative_log(nll: jax.Array, tau) -> jax.Array:
+  """`(exp((1 - tau) nll) - 1) / (1 - tau)`, and `nll` at `tau = 1`."""
+  gap = 1 - jnp.asarray(tau, nll.dtype)
+  logistic = gap == 0
+  safe = jnp.where(logistic, 1, gap)
+  # The series at gap = 0 has the right derivative with respect to tau as well.
+  return jnp.where(logistic, nll + gap * nll**2 / 2, _expm1_with_tangent(safe * nll) / safe)
 
 
 def _expm1_with_tangent(exponent: jax.Array) -> jax.Array:

@@ -221,7 +221,7 @@ def aldr_kl_loss(
   old = gather_rows(state.temperature, ids).astype(dtype)
   scores, mean = jax.lax.stop_gradient(_positive_scores(wide, normalize, None))
   log_classes = jnp.log(jnp.asarray(logits.shape[-1], dtype))
-  new = _adapted(scores, _rate(mean[..., 0], old), start, alpha, log_classes, floor)
+  new = _adapted(scores, inverse_scale(mean[..., 0], old), start, alpha, log_classes, floor)
   values = ldr_kl_loss(wide, labels, temperature=new, margin=margin, normalize=normalize)
   values -= alpha * log_classes / (2 * start) * (new - start) ** 2
   return values.astype(logits.dtype), ALDRState(update_rows(state.temperature, ids, new, axis_name=axis_name))
@@ -310,14 +310,14 @@ class _Parts(NamedTuple):
 
 def _forward(normalize, logits, labels, temperature, margin, where):
   dtype = logits.dtype
-  temperature = _inside(temperature, dtype)[..., None]
+  temperature = bounded_temperature(temperature, dtype)[..., None]
   scores, mean = _positive_scores(logits, normalize, where)
   own = of_label(scores, labels)
   classes = logits.shape[-1]
   if where is not None:
     scores, classes = jnp.where(where, scores, own), jnp.sum(where, axis=-1, keepdims=True)
   largest = _largest(scores, own, labels, temperature, margin, where)
-  exponent = (scores - largest) * _rate(mean, temperature)
+  exponent = (scores - largest) * inverse_scale(mean, temperature)
   powers = jnp.exp(jnp.where(exponent > 0, 0, exponent))  # only the label's can be positive
   powers = with_label(powers if where is None else jnp.where(where, powers, 0), labels, 0)
   best = (largest - own) / mean + margin
@@ -362,13 +362,13 @@ def _largest(scores, own, labels, temperature, margin, where):
   return jnp.where(vanish, jax.lax.cond(jnp.any(vanish), others, lambda: largest), largest)
 
 
-def _inside(temperature, dtype):
+def bounded_temperature(temperature, dtype):
   """Bounds inside which the formula with division and multiplication by t covers t = 0 and t = inf to rounding."""
   big = 1e12 if dtype == jnp.float32 else 1e18
   return jnp.clip(temperature, 1 / big**2, big)
 
 
-def _rate(mean, temperature):
+def inverse_scale(mean, temperature):
   """`1 / (mean * temperature)`, neither zero nor infinite."""
   limits = jnp.finfo(mean.dtype)
   return jnp.clip(1 / mean / temperature, limits.tiny, limits.max)
@@ -404,7 +404,7 @@ def _ldr_kl_jvp(normalize, primals, tangents):
   if not _is_zero(logits_dot):
     dot += _along_logits(normalize, logits, labels, parts, where, logits_dot)
   if not _is_zero(temperature_dot):
-    dot -= _divergence(parts, _inside(temperature, logits.dtype)[..., None])[..., 0] * temperature_dot
+    dot -= _divergence(parts, bounded_temperature(temperature, logits.dtype)[..., None])[..., 0] * temperature_dot
   if not _is_zero(margin_dot):
     dot += parts.rest[..., 0] * margin_dot
   return value, dot
@@ -430,7 +430,7 @@ def _along_logits(normalize, logits, labels, parts, where, logits_dot):
 def _divergence(parts, temperature):
   """KL divergence of the weights from equal ones."""
   # Where a power is zero its exponent may be infinite.
-  exponent = jnp.where(parts.powers > 0, (parts.scores - parts.largest) * _rate(parts.mean, temperature), 0)
+  exponent = jnp.where(parts.powers > 0, (parts.scores - parts.largest) * inverse_scale(parts.mean, temperature), 0)
   shift = jnp.where(parts.rest > 0, (parts.best - parts.top) / temperature, 0)
   tilted = parts.factor * jnp.sum(parts.powers * exponent, axis=-1, keepdims=True) + parts.rest * shift
   return tilted - parts.own_weight * (parts.top / temperature) - parts.log_mean

@@ -146,14 +146,14 @@ def _canonical(logits, axis, where):
   return jnp.moveaxis(z, axis, -1), where
 
 
-def _remap(z):
+def remap(z):
   """`sign(z) log(1 + |z|)`; the sign form itself has derivative 0 instead of 1 at zero."""
   positive = z >= 0
   return jnp.where(positive, jnp.log1p(jnp.where(positive, z, 0)), -jnp.log1p(-jnp.where(positive, 0, z)))
 
 
 def _log_probabilities(z, included):
-  remapped = _remap(z)
+  remapped = remap(z)
   if included is not None:
     remapped = jnp.where(included, remapped, _EXCLUDED)
   return jax.nn.log_softmax(remapped, axis=-1)
@@ -195,7 +195,7 @@ def _cross_entropy(z, labels, included):
 def _value(label_logit, largest, others, own):
   rest = jnp.sum(others, axis=-1, keepdims=True)
   # own is 1 when the label has the largest logit: then this is exactly log1p(rest).
-  return (jnp.log1p(rest + (own - 1)) + (_remap(largest) - _remap(label_logit)))[..., 0]
+  return (jnp.log1p(rest + (own - 1)) + (remap(largest) - remap(label_logit)))[..., 0]
 
 
 @_cross_entropy.defjvp

@@ -14,14 +14,17 @@ from jaxreg.metrics.grokking import (
   tensor_norms,
   zero_loss_fraction,
 )
+from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
 
 __all__ = [
   "MemorizationFractions",
   "area_under_roc",
   "balanced_top_k_accuracy",
   "memorization_fractions",
+  "min_samples_to",
   "nlm_alignment",
   "nlm_direction",
+  "probe_sample_curve",
   "softmax_collapse_fraction",
   "tensor_norms",
   "top_k_accuracy",

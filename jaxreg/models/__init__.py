@@ -1,6 +1,39 @@
-"""Whole networks that several recipes need."""
+"""Whole networks that several recipes need, and closed-form probes."""
 
+from jaxreg.models.linear_probe import (
+  GaussianStats,
+  LinearProbe,
+  MinMaxScaling,
+  NaiveBayesHead,
+  empty_stats,
+  gaussian_scores,
+  gaussian_stats,
+  logistic_probe,
+  merge_stats,
+  minmax_scale,
+  minmax_scaling,
+  probe_logits,
+  stats_to_linear,
+)
 from jaxreg.models.mlp import MLP
 from jaxreg.models.resnet import DEPTHS, ResNet, WideResNet
 
-__all__ = ["DEPTHS", "MLP", "ResNet", "WideResNet"]
+__all__ = [
+  "DEPTHS",
+  "GaussianStats",
+  "LinearProbe",
+  "MLP",
+  "MinMaxScaling",
+  "NaiveBayesHead",
+  "ResNet",
+  "WideResNet",
+  "empty_stats",
+  "gaussian_scores",
+  "gaussian_stats",
+  "logistic_probe",
+  "merge_stats",
+  "minmax_scale",
+  "minmax_scaling",
+  "probe_logits",
+  "stats_to_linear",
+]

@@ -360,3 +360,11 @@ def test_reading_needs_no_tensorflow(folder):
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
   assert done.returncode == 0, done.stderr
   assert done.stderr == ""  # no warnings either
+
+
+def test_scalar_floats_of_a_set_are_single_precision(tmp_path):
+  columns = {"x": np.arange(8.0, dtype=np.float32).reshape(4, 2), "y": np.arange(4, dtype=np.float32)}
+  write_tfds("scalar_floats", {"train": columns}, data_dir=tmp_path)
+  batch = next(tfds_stream("scalar_floats", split="train", batch_size=4, seed=None, data_dir=tmp_path))
+  assert batch["y"].dtype == batch["x"].dtype == np.float32
+  np.testing.assert_array_equal(batch["y"], columns["y"])

@@ -32,6 +32,8 @@ def test_named_members(batch):
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1 - 1e-9, 1.0, 1 + 1e-9, 1.5, 2.0, 3.0])
 def test_gradient_and_continuity(batch, tau):
   logits, labels = batch
+  near = [comp_sum.comp_sum_loss(logits, labels, tau=at) for at in (1 - 1e-6, 1.0, 1 + 1e-6)]
+  np.testing.assert_allclose(near, [near[1]] * 3, rtol=1e-5)
   s = jax.nn.softmax(logits)
   own = jnp.take_along_axis(s, labels[:, None], 1)
   gradient = jax.grad(lambda z: comp_sum.comp_sum_loss(z, labels, tau=jnp.float64(tau)).sum())(logits)
@@ -42,6 +44,57 @@ def test_gradient_and_continuity(batch, tau):
     logits, labels, tau=max(tau - h, 0)
   )
   np.testing.assert_allclose(slope, numeric.sum() / (h + min(h, tau)), rtol=1e-2)
+
+
+@pytest.mark.golden
+def test_golden_03_comp_sum(golden):
+  for _, arrays, meta in golden("03-comp_sum").cases():
+    logits, labels = jnp.asarray(arrays["logits"]), jnp.asarray(arrays["labels"])
+    loss = lambda z: comp_sum.comp_sum_loss(z, labels, tau=meta["tau"])
+    # Absolute, because some gradients are of the order of 1e-26.
+    np.testing.assert_allclose(loss(logits), arrays["out_loss"], rtol=1e-10, atol=1e-12)
+    gradient = jax.grad(lambda z: loss(z).sum())(logits)
+    np.testing.assert_allclose(gradient, arrays["grad_logits"], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+def test_outer_function_of_the_sum_of_exponentials(batch, tau):
+  logits, labels = batch
+  others = jnp.arange(5) != labels[:, None]
+  own = jnp.take_along_axis(logits, labels[:, None], 1)
+  total = jnp.sum(jnp.exp(logits - own), axis=1, where=others)
+  value = comp_sum.comp_sum_outer(total, tau=tau)
+  np.testing.assert_allclose(value, comp_sum.comp_sum_loss(logits, labels, tau=tau), rtol=1e-11)
+  slope = jax.grad(lambda u: comp_sum.comp_sum_outer(u, tau=tau).sum())(total)
+  np.testing.assert_allclose(slope, (1 + total) ** -tau, rtol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_soft_labels(batch, tau):
+  logits, labels = batch
+  hard = comp_sum.comp_sum_loss_with_soft_labels(logits, jax.nn.one_hot(labels, 5), tau=tau)
+  np.testing.assert_allclose(hard, comp_sum.comp_sum_loss(logits, labels, tau=tau), rtol=1e-12)
+  weights = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(5), 6))
+  each = [comp_sum.comp_sum_loss(logits, jnp.full(6, k), tau=tau) for k in range(5)]
+  soft = comp_sum.comp_sum_loss_with_soft_labels(logits, weights, tau=jnp.full(6, tau))
+  np.testing.assert_allclose(soft, jnp.sum(weights * jnp.stack(each, 1), 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0, 1.5, 2.0])
+def test_shift_invariance(batch, tau):
+  logits, labels = batch
+  logits = jnp.round(logits * 64) / 64  # so that adding the constant does not round
+  loss = lambda z: comp_sum.comp_sum_loss(z, labels, tau=tau)
+  np.testing.assert_array_equal(loss(logits + 256.0), loss(logits))
+
+
+def test_gradient_of_a_hopeless_example():
+  """A label of probability 1e-40 has a finite gradient, that of the formula."""
+  logits, labels = jnp.array([[0.0, 92.1, 0.0]]), jnp.array([0])
+  for tau in (1.0, 1.5, 2.0):
+    gradient = jax.grad(lambda z, tau=tau: comp_sum.comp_sum_loss(z, labels, tau=tau).sum())(logits)
+    s = jax.nn.softmax(logits)
+    np.testing.assert_allclose(gradient, s[0, 0] ** (tau - 1) * (s - jax.nn.one_hot(labels, 3)), atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -71,3 +124,7 @@ def test_bad_input(batch):
     comp_sum.generalized_cross_entropy_loss(logits, labels, q=1.5)
   with pytest.raises(ValueError, match="labels must be integer"):
     comp_sum.comp_sum_loss(logits, labels.astype(float))
+  with pytest.raises(ValueError, match="equal shapes"):
+    comp_sum.comp_sum_loss_with_soft_labels(logits, jnp.ones(5))
+  with pytest.raises(ValueError, match="values must be floating"):
+    comp_sum.comp_sum_outer(labels, tau=1.0)

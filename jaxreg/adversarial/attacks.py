@@ -1,0 +1,175 @@
+"""Attacks: inputs in a ball around the given ones at which a loss is large, by signed or normalised gradient steps."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.checks import check_float, check_hyperparameter
+
+__all__ = ["fgsm", "pgd"]
+
+_NORMS = ("linf", "l2")
+
+
+def fgsm(
+  loss_of_inputs: Callable[[jax.Array], jax.Array],
+  inputs: jax.Array,
+  *,
+  radius: float | jax.Array,
+  norm: str = "linf",
+  bounds: tuple | None = None,
+) -> jax.Array:
+  """The fast gradient attack: one step of full size, `x + radius * sign(grad)`, or `radius * grad / ||grad||` in l2.
+
+  >>> import jax.numpy as jnp
+  >>> weights = jnp.array([1.0, -2.0])
+  >>> fgsm(lambda x: x @ weights, jnp.zeros((1, 2)), radius=0.5).tolist()
+  [[0.5, -0.5]]
+
+  Args:
+    loss_of_inputs: `[batch, ...] -> [batch]`, each example's loss; closes over the model and the labels.
+    inputs: floating `[batch, ...]`, within `bounds`.
+    radius: of the ball, non-negative scalar in units of the inputs; may be traced.
+    norm: `linf` or `l2`, over all axes but the first; static.
+    bounds: the smallest and the largest value that an input may have, each broadcasting against `inputs`; may be
+      traced. None sets none.
+
+  Returns:
+    The attacked inputs, `[batch, ...]`, constant under differentiation; an example without gradient stays as it is.
+
+  Raises:
+    ValueError: when `inputs` are not floating point, the loss is not one value per example, or a hyperparameter is out
+      of range.
+
+  Reference: Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015, Section 4.
+  """
+  _check(loss_of_inputs, inputs, norm, bounds, radius=radius)
+  inputs = jax.lax.stop_gradient(inputs)
+  start = jnp.zeros(inputs.shape, _wide(inputs))
+  return _moved(inputs, _step(loss_of_inputs, inputs, start, radius, radius, norm, bounds))
+
+
+def pgd(
+  loss_of_inputs: Callable[[jax.Array], jax.Array],
+  inputs: jax.Array,
+  key: jax.Array,
+  *,
+  radius: float | jax.Array,
+  step_size: float | jax.Array,
+  steps: int,
+  norm: str = "linf",
+  bounds: tuple | None = None,
+  start_radius: float | jax.Array | None = None,
+) -> jax.Array:
+  """Projected gradient ascent in the ball `||x' - x|| <= radius` from a random start.
+
+  `x' <- project(x' + step_size * sign(grad))`, or `grad / ||grad||` in l2; projecting onto the ball and the bounds.
+
+  >>> import jax, jax.numpy as jnp
+  >>> weights = jnp.array([1.0, -2.0])
+  >>> attack = pgd(lambda x: x @ weights, jnp.zeros((1, 2)), jax.random.key(0), radius=0.5, step_size=0.25, steps=4)
+  >>> attack.tolist()
+  [[0.5, -0.5]]
+
+  Args:
+    loss_of_inputs: `[batch, ...] -> [batch]`, each example's loss; closes over the model and the labels.
+    inputs: floating `[batch, ...]`, within `bounds`.
+    key: of the random start. On several devices fold in the device's index, or equal starts are drawn on each.
+    radius: of the ball, non-negative scalar in units of the inputs; may be traced.
+    step_size: non-negative scalar in units of the inputs; may be traced.
+    steps: number of gradient steps, at least 0; static.
+    norm: `linf` or `l2`, over all axes but the first; static.
+    bounds: the smallest and the largest value that an input may have, each broadcasting against `inputs`; may be
+      traced. None sets none.
+    start_radius: the start is uniform in this smaller ball; None takes `radius`; may be traced. A loss that has no
+      gradient at the inputs themselves, such as TRADES', needs it positive.
+
+  Returns:
+    The attacked inputs, `[batch, ...]`, constant under differentiation; an example without gradient stays at its start.
+
+  Raises:
+    ValueError: when `inputs` are not floating point, the loss is not one value per example, or a hyperparameter is out
+      of range.
+
+  Reference: Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks",
+    ICLR 2018, Section 2.1.
+  """
+  start_radius = radius if start_radius is None else start_radius
+  _check(loss_of_inputs, inputs, norm, bounds, radius=radius, step_size=step_size, start_radius=start_radius)
+  if not isinstance(steps, int) or steps < 0:
+    raise ValueError(f"steps must be a non-negative int, got {steps!r}.")
+  inputs = jax.lax.stop_gradient(inputs)
+  noise = _in_unit_ball(key, inputs, norm)
+  start = _project(inputs, noise * jnp.asarray(start_radius, noise.dtype), radius, norm, bounds)
+  step = lambda _, offset: _step(loss_of_inputs, inputs, offset, step_size, radius, norm, bounds)
+  return _moved(inputs, jax.lax.fori_loop(0, steps, step, start))
+
+
+def _check(loss_of_inputs, inputs, norm, bounds, **sizes):
+  check_float("inputs", inputs)
+  if jnp.ndim(inputs) < 1:
+    raise ValueError("inputs must have a leading batch axis, got a scalar.")
+  if norm not in _NORMS:
+    raise ValueError(f"norm must be one of {', '.join(_NORMS)}, got {norm!r}.")
+  if bounds is not None and (not isinstance(bounds, tuple) or len(bounds) != 2):
+    raise ValueError(f"bounds must be a pair (low, high) or None, got {bounds!r}.")
+  for name, size in sizes.items():
+    check_hyperparameter(name, size, low=0)
+  loss = jax.eval_shape(loss_of_inputs, inputs)
+  if getattr(loss, "shape", None) != inputs.shape[:1]:
+    raise ValueError(f"loss_of_inputs must return one value per example, {inputs.shape[:1]}, got {loss}.")
+
+
+def _wide(array):
+  return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def _moved(inputs, offset):
+  return jax.lax.stop_gradient((inputs + offset).astype(inputs.dtype))
+
+
+def _step(loss_of_inputs, inputs, offset, step_size, radius, norm, bounds):
+  gradient = jax.grad(lambda x: jnp.sum(loss_of_inputs(x)))(_moved(inputs, offset)).astype(offset.dtype)
+  direction = jnp.sign(gradient) if norm == "linf" else _normalized(gradient)
+  # Constant, so that differentiating what is computed with the attacked inputs keeps nothing of the loop.
+  direction = jax.lax.stop_gradient(direction)
+  return _project(inputs, offset + jnp.asarray(step_size, offset.dtype) * direction, radius, norm, bounds)
+
+
+def _project(inputs, offset, radius, norm, bounds):
+  """Onto the ball, then onto the bounds, which leads no further from inputs that are within them."""
+  radius = jnp.asarray(radius, offset.dtype)
+  if norm == "linf":
+    offset = jnp.clip(offset, -radius, radius)
+  else:
+    length = _length(offset)
+    offset = offset * jnp.where(length > radius, radius / jnp.where(length > radius, length, 1), 1)
+  if bounds is None:
+    return jax.lax.stop_gradient(offset)
+  low, high = (jnp.asarray(bound, offset.dtype) for bound in bounds)
+  return jax.lax.stop_gradient(jnp.clip(offset, low - inputs, high - inputs))
+
+
+def _length(array):
+  return jnp.sqrt(jnp.sum(array**2, axis=tuple(range(1, array.ndim)), keepdims=True))
+
+
+def _normalized(array):
+  """Unit length per example; zero stays zero, and entries whose squares would leave the dtype's range do no harm."""
+  axes = tuple(range(1, array.ndim))
+  largest = jnp.max(jnp.abs(array), axis=axes, keepdims=True)
+  scaled = array / jnp.where(largest > 0, largest, 1)
+  length = _length(scaled)
+  return scaled / jnp.where(length > 0, length, 1)
+
+
+def _in_unit_ball(key, inputs, norm):
+  """Uniform in the unit ball around zero, independently for every example."""
+  dtype = _wide(inputs)
+  if norm == "linf":
+    return jax.random.uniform(key, inputs.shape, dtype, -1, 1)
+  direction_key, length_key = jax.random.split(key)
+  direction = _normalized(jax.random.normal(direction_key, inputs.shape, dtype))
+  length = jax.random.uniform(length_key, (inputs.shape[0],) + (1,) * (inputs.ndim - 1), dtype)
+  return direction * length ** (inputs.shape[0] / max(inputs.size, 1))

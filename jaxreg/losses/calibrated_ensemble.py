@@ -1,0 +1,441 @@
+"""EnsLoss, which draws a random calibrated loss at every step, and the fixed margin losses it stands in for.
+
+The gradient of a margin loss is known from its derivatives at the margins of the batch. EnsLoss draws those derivatives
+such that some convex, classification-calibrated loss has them, and never names the loss.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
+
+__all__ = [
+  "MARGIN_LOSSES",
+  "binary_exponential_loss",
+  "binary_focal_loss",
+  "binary_hinge_loss",
+  "binary_logistic_loss",
+  "binary_squared_hinge_loss",
+  "ensloss",
+  "ensloss_derivatives",
+  "inverse_box_cox",
+  "is_calibrated_derivative",
+  "random_margin_loss_mixture",
+]
+
+
+def inverse_box_cox(values: jax.Array, *, box_cox: float | jax.Array = 0.0) -> jax.Array:
+  """The inverse Box-Cox transform `max(1 + lambda x, 0)^(1 / lambda)`, and `exp(x)` at `lambda = 0`.
+
+  Of standard normal values it makes the positive draws of EnsLoss. Where it would leave the dtype's range (`lambda < 0`
+  and `1 + lambda x` near or below 0) it is a large finite number with gradient 0.
+
+  >>> import jax.numpy as jnp
+  >>> values = jnp.array([0.0, 1.0, -3.0])
+  >>> [inverse_box_cox(values, box_cox=power).round(3).tolist() for power in (1.0, 0.5)]
+  [[1.0, 2.0, 0.0], [1.0, 2.25, 0.0]]
+
+  Args:
+    values: floating `[...]`.
+    box_cox: lambda, a real number (or array broadcasting against `values`); may be traced.
+
+  Returns:
+    `[...]`, non-negative.
+
+  Raises:
+    ValueError: when values are not floating or `box_cox` is not finite.
+
+  Reference: Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification",
+    ICML 2025; the transform is that of the official code.
+  """
+  check_float("values", values)
+  _check_finite("box_cox", box_cox)
+  values = jnp.asarray(values)
+  dtype = jnp.promote_types(values.dtype, jnp.float32)
+  return _inverse_box_cox(values.astype(dtype), jnp.asarray(box_cox, dtype)).astype(values.dtype)
+
+
+def ensloss_derivatives(
+  margins: jax.Array,
+  key: jax.Array | None = None,
+  *,
+  noise: jax.Array | None = None,
+  box_cox: float | jax.Array = 0.0,
+  clamp: float | jax.Array = 1.0,
+  tail_power: float | jax.Array = 1.0,
+  offset: float | jax.Array = 1e-6,
+) -> jax.Array:
+  """Random derivatives `d_i = phi'(m_i)` of some convex, calibrated loss `phi`, at the margins of a batch.
+
+  With `u` the inverse Box-Cox transform of standard normal noise, `v = sort(max(-u, -clamp))` is assigned by rank, the
+  most negative value to the smallest margin; `d = v / max(m, 1)^tail_power - offset`. The clamp and the offset, and the
+  order of all this, are those of the official code. Couples the examples of the batch; no gradient flows through.
+
+  >>> import jax.numpy as jnp
+  >>> margins = jnp.array([4.0, -1.0, 0.5])
+  >>> d = ensloss_derivatives(margins, noise=jnp.array([-1.0, 2.0, -2.0]))
+  >>> [round(value, 3) for value in d.tolist()], bool(is_calibrated_derivative(margins, d))
+  ([-0.034, -1.0, -0.368], True)
+
+  Args:
+    margins: floating `[batch]`, `m_i = y_i f(x_i)` with `y_i` in {-1, 1}.
+    key: threefry key; a new one at every step, else the loss is a fixed one. Exactly one of key and noise is given.
+    noise: floating `[batch]`, in any order: used in place of standard normal draws.
+    box_cox: lambda of the transform, a real number; may be traced, and so may the others.
+    clamp: the steepest slope, positive.
+    tail_power: non-negative; above 1 the tail is integrable by itself, whatever is drawn.
+    offset: non-negative; what is subtracted so that no derivative is 0.
+
+  Returns:
+    `[batch]`, in `[-clamp - offset, -offset]` and non-decreasing in the margin.
+
+  Raises:
+    ValueError: when shapes do not fit, a hyperparameter is out of range, or not exactly one of key and noise is given.
+
+  Reference: Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification",
+    ICML 2025, the algorithm (conditions for a calibrated convex loss in terms of its derivative).
+  """
+  check_float("margins", margins)
+  if jnp.ndim(margins) != 1:
+    raise ValueError(f"margins must have one axis, of the batch, got shape {jnp.shape(margins)}; use vmap for more.")
+  margins = jnp.asarray(margins)
+  options = dict(box_cox=box_cox, clamp=clamp, tail_power=tail_power, offset=offset)
+  return _derivatives(margins, key, noise, None, **options).astype(margins.dtype)
+
+
+def ensloss(
+  logits: jax.Array,
+  labels: jax.Array,
+  key: jax.Array | None = None,
+  *,
+  noise: jax.Array | None = None,
+  box_cox: float | jax.Array = 0.0,
+  clamp: float | jax.Array = 1.0,
+  tail_power: float | jax.Array = 1.0,
+  offset: float | jax.Array = 1e-6,
+  axis_name: str | None = None,
+) -> jax.Array:
+  """EnsLoss for binary classification: `stop_gradient(d_i) m_i` with margins `m` and random derivatives `d`.
+
+  Take the mean: its gradient in logit i is `y_i d_i / batch`, a step on a random calibrated loss. **The values are not
+  values of a loss**: they mean nothing by themselves and are no good for monitoring; watch the accuracy. `d` ranks the
+  margins of the batch and so couples its examples: under `pmap` or `shard_map` pass `axis_name`, and margins are ranked
+  and noise is drawn for the global batch, from the first device's key. The method is for two classes only.
+
+  >>> import jax, jax.numpy as jnp
+  >>> logits, labels = jnp.array([2.0, -1.0, 0.5]), jnp.array([1, 0, 0])
+  >>> gradient = jax.grad(lambda z: ensloss(z, labels, jax.random.key(0)).mean())(logits)
+  >>> jnp.sign(gradient).tolist()
+  [-1.0, 1.0, 1.0]
+
+  Args:
+    logits: floating `[batch]` or `[batch, 1]`, positive for class 1.
+    labels: integers `[batch]`, 0 or 1.
+    key: threefry key; a new one at every step, else the loss is a fixed one. Exactly one of key and noise is given.
+    noise: floating `[batch]` in place of standard normal draws; with `axis_name` each device's part of it.
+    box_cox: lambda of the inverse Box-Cox transform, a real number; may be traced, and so may the other numbers.
+    clamp: the steepest slope, positive.
+    tail_power: non-negative power of the margin by which derivatives fall beyond margin 1.
+    offset: non-negative; what is subtracted so that no derivative is 0.
+    axis_name: static; the mapped axis that splits the batch, if any.
+
+  Returns:
+    `[batch]`.
+
+  Raises:
+    ValueError: when shapes do not fit, a hyperparameter is out of range, or not exactly one of key and noise is given.
+
+  Reference: Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification",
+    ICML 2025, the algorithm.
+  """
+  margins = _margins(logits, labels)
+  if margins.ndim != 1:
+    raise ValueError(f"logits must be [batch] or [batch, 1] with labels [batch], got shape {jnp.shape(logits)}.")
+  options = dict(box_cox=box_cox, clamp=clamp, tail_power=tail_power, offset=offset)
+  return (_derivatives(margins, key, noise, axis_name, **options) * margins).astype(jnp.result_type(logits))
+
+
+def is_calibrated_derivative(margins: jax.Array, derivatives: jax.Array) -> jax.Array:
+  """Whether some convex, classification-calibrated, non-increasing loss may have these derivatives.
+
+  That is: non-decreasing in the margin, nowhere positive, and negative at the margin closest to 0. At equal margins any
+  order will do (a convex function has many slopes at a kink).
+
+  >>> import jax.numpy as jnp
+  >>> margins = jnp.array([1.0, -1.0, 0.2])
+  >>> [bool(is_calibrated_derivative(margins, d)) for d in (-jnp.array([0.1, 1.0, 0.5]), -jnp.array([1.0, 0.1, 0.5]))]
+  [True, False]
+
+  Args:
+    margins: floating `[batch]`.
+    derivatives: floating `[batch]`.
+
+  Returns:
+    Boolean scalar; False when anything is NaN.
+
+  Raises:
+    ValueError: when arguments are not floating `[batch]` arrays of one shape, or empty.
+
+  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Theorem 2 (convex
+    losses); Dai, "EnsLoss", ICML 2025, states it for derivatives.
+  """
+  check_float("margins", margins)
+  check_float("derivatives", derivatives)
+  check_same_shape(margins=margins, derivatives=derivatives)
+  if jnp.ndim(margins) != 1 or not jnp.size(margins):
+    raise ValueError(f"margins must have one axis and not be empty, got shape {jnp.shape(margins)}; use vmap for more.")
+  margins, derivatives = jnp.asarray(margins), jnp.asarray(derivatives)
+  ordered = derivatives[jnp.lexsort((derivatives, margins))]
+  at_zero = derivatives[jnp.argmin(jnp.abs(margins))]
+  shaped = jnp.all(ordered[1:] >= ordered[:-1]) & jnp.all(derivatives <= 0) & (at_zero < 0)
+  return shaped & ~jnp.any(jnp.isnan(margins))
+
+
+def binary_logistic_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The logistic loss `log(1 + exp(-m))` of the margin, binary cross-entropy.
+
+  >>> import jax.numpy as jnp
+  >>> [round(value, 3) for value in binary_logistic_loss(jnp.array([0.0, -2.0]), jnp.array([1, 1])).tolist()]
+  [0.693, 2.127]
+
+  Args:
+    logits: floating `[...]` or `[..., 1]`, positive for class 1.
+    labels: integers `[...]`, 0 or 1.
+
+  Returns:
+    `[...]`.
+
+  Raises:
+    ValueError: when labels do not fit the logits.
+
+  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
+    of margin losses).
+  """
+  return optax.sigmoid_binary_cross_entropy(_margins(logits, labels), 1.0).astype(jnp.result_type(logits))
+
+
+def binary_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The hinge loss `max(1 - m, 0)` of the margin.
+
+  >>> import jax.numpy as jnp
+  >>> binary_hinge_loss(jnp.array([0.5, -2.0]), jnp.array([1, 0])).tolist()
+  [0.5, 0.0]
+
+  Args:
+    logits: floating `[...]` or `[..., 1]`, positive for class 1.
+    labels: integers `[...]`, 0 or 1.
+
+  Returns:
+    `[...]`.
+
+  Raises:
+    ValueError: when labels do not fit the logits.
+
+  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
+    of margin losses).
+  """
+  return optax.hinge_loss(_margins(logits, labels), 1.0).astype(jnp.result_type(logits))
+
+
+def binary_squared_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The squared hinge loss `max(1 - m, 0)^2` of the margin.
+
+  >>> import jax.numpy as jnp
+  >>> binary_squared_hinge_loss(jnp.array([0.5, -2.0]), jnp.array([1, 0])).tolist()
+  [0.25, 0.0]
+
+  Args:
+    logits: floating `[...]` or `[..., 1]`, positive for class 1.
+    labels: integers `[...]`, 0 or 1.
+
+  Returns:
+    `[...]`.
+
+  Raises:
+    ValueError: when labels do not fit the logits.
+
+  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
+    of margin losses).
+  """
+  return jnp.square(optax.hinge_loss(_margins(logits, labels), 1.0)).astype(jnp.result_type(logits))
+
+
+def binary_exponential_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The exponential loss `exp(-m)` of the margin, continued by its tangent near the end of the dtype's range.
+
+  >>> import jax.numpy as jnp
+  >>> [round(value, 3) for value in binary_exponential_loss(jnp.array([0.0, -1.0]), jnp.array([1, 1])).tolist()]
+  [1.0, 2.718]
+
+  Args:
+    logits: floating `[...]` or `[..., 1]`, positive for class 1.
+    labels: integers `[...]`, 0 or 1.
+
+  Returns:
+    `[...]`.
+
+  Raises:
+    ValueError: when labels do not fit the logits.
+
+  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
+    of margin losses).
+  """
+  exponent = -_margins(logits, labels)
+  limit = _log_limit(exponent.dtype)
+  inside = jnp.exp(jnp.minimum(exponent, limit))
+  return jnp.where(exponent > limit, jnp.exp(limit) * (1 + exponent - limit), inside).astype(jnp.result_type(logits))
+
+
+def binary_focal_loss(logits: jax.Array, labels: jax.Array, *, gamma: float | jax.Array = 2.0) -> jax.Array:
+  """The focal loss `(1 - p)^gamma (-log p)` with `p = sigmoid(m)` of the margin, without class weights.
+
+  It is the one loss here that is not convex. Computed with `(1 - p)^gamma` as an exponential, its gradient is finite
+  where `p` rounds to 1, at any `gamma`, which that of `optax.sigmoid_focal_loss` is not.
+
+  >>> import jax.numpy as jnp
+  >>> round(binary_focal_loss(jnp.array(0.0), jnp.array(1), gamma=1.0).item(), 3)
+  0.347
+
+  Args:
+    logits: floating `[...]` or `[..., 1]`, positive for class 1.
+    labels: integers `[...]`, 0 or 1.
+    gamma: non-negative; 0 is the logistic loss; may be traced.
+
+  Returns:
+    `[...]`.
+
+  Raises:
+    ValueError: when labels do not fit the logits or `gamma` is negative.
+
+  Reference: Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.
+  """
+  check_hyperparameter("gamma", gamma, low=0)
+  margins = _margins(logits, labels)
+  weight = jnp.exp(-jnp.asarray(gamma, margins.dtype) * jax.nn.softplus(margins))
+  return (weight * jax.nn.softplus(-margins)).astype(jnp.result_type(logits))
+
+
+MARGIN_LOSSES = {
+  "logistic": binary_logistic_loss,
+  "hinge": binary_hinge_loss,
+  "exponential": binary_exponential_loss,
+  "squared_hinge": binary_squared_hinge_loss,
+  "focal": binary_focal_loss,
+}
+
+
+def random_margin_loss_mixture(
+  logits: jax.Array,
+  labels: jax.Array,
+  key: jax.Array,
+  *,
+  losses: tuple[str, ...] = ("logistic", "hinge", "exponential", "squared_hinge"),
+  axis_name: str | None = None,
+) -> jax.Array:
+  """One of a few fixed calibrated losses, drawn anew for the whole batch: the finite counterpart of EnsLoss.
+
+  Values of different draws are not on one scale. Under `pmap` or `shard_map` pass `axis_name`, and all devices take the
+  first device's draw.
+
+  >>> import jax, jax.numpy as jnp
+  >>> logits, labels = jnp.array([0.5, -2.0]), jnp.array([1, 0])
+  >>> random_margin_loss_mixture(logits, labels, jax.random.key(0), losses=("hinge",)).tolist()
+  [0.5, 0.0]
+
+  Args:
+    logits: floating `[...]` or `[..., 1]`, positive for class 1.
+    labels: integers `[...]`, 0 or 1.
+    key: threefry key; a new one at every step.
+    losses: static; names in `MARGIN_LOSSES`.
+    axis_name: static; the mapped axis that splits the batch, if any.
+
+  Returns:
+    `[...]`.
+
+  Raises:
+    ValueError: when labels do not fit the logits or a name is unknown.
+
+  Reference: a baseline for Dai, "EnsLoss", ICML 2025; not part of the paper.
+  """
+  if not losses or not set(losses) <= set(MARGIN_LOSSES):
+    raise ValueError(f"losses must be some of {', '.join(MARGIN_LOSSES)}, got {losses!r}.")
+  index = jax.random.randint(_first_key(key, axis_name), (), 0, len(losses))
+  return jax.lax.switch(index, [MARGIN_LOSSES[name] for name in losses], jnp.asarray(logits), jnp.asarray(labels))
+
+
+def _margins(logits, labels):
+  """Margins in float32 at least, shaped like the labels."""
+  check_float("logits", logits)
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    raise ValueError(f"labels must be integers, 0 or 1, got dtype {jnp.result_type(labels)}.")
+  logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+  if logits.shape == (*labels.shape, 1):
+    logits = logits[..., 0]
+  if logits.shape != labels.shape:
+    raise ValueError(
+      f"labels must have the shape of logits, without a last axis of length one if there is one, got labels"
+      f" {labels.shape} and logits {logits.shape}."
+    )
+  dtype = jnp.promote_types(logits.dtype, jnp.float32)
+  return jnp.where(labels > 0, 1, -1).astype(dtype) * logits.astype(dtype)
+
+
+def _derivatives(margins, key, noise, axis_name, *, box_cox, clamp, tail_power, offset):
+  """The derivatives at this device's margins, in float32 at least."""
+  _check_finite("box_cox", box_cox)
+  check_hyperparameter("clamp", clamp, low=0, open_low=True)
+  check_hyperparameter("tail_power", tail_power, low=0)
+  check_hyperparameter("offset", offset, low=0)
+  if (key is None) == (noise is None):
+    raise ValueError("exactly one of key and noise must be given.")
+  if noise is not None:
+    check_float("noise", noise)
+    check_same_shape(margins=margins, noise=noise)
+  dtype = jnp.promote_types(margins.dtype, jnp.float32)
+  box_cox, clamp, tail_power, offset = (jnp.asarray(x, dtype) for x in (box_cox, clamp, tail_power, offset))
+  own, everything = margins.shape[0], jax.lax.stop_gradient(margins).astype(dtype)
+  if axis_name is not None:
+    everything = jax.lax.all_gather(everything, axis_name, tiled=True)
+  if noise is None:
+    noise = jax.random.normal(_first_key(key, axis_name), everything.shape, dtype)
+  elif axis_name is not None:
+    noise = jax.lax.all_gather(noise, axis_name, tiled=True)
+  slopes = jnp.sort(-jnp.minimum(_inverse_box_cox(jnp.asarray(noise, dtype), box_cox), clamp))
+  ranked = jnp.zeros_like(everything).at[jnp.argsort(everything)].set(slopes, unique_indices=True)
+  derivatives = ranked / jnp.maximum(everything, 1) ** tail_power - offset
+  if axis_name is not None:
+    derivatives = jax.lax.dynamic_slice_in_dim(derivatives, jax.lax.axis_index(axis_name) * own, own)
+  return jax.lax.stop_gradient(derivatives)
+
+
+def _inverse_box_cox(values, power):
+  # Below this the product with a value of ordinary size may be subnormal, and the limit is exact in every digit.
+  exponential = jnp.abs(power) < 1e-30
+  safe = jnp.where(exponential, 1, power)
+  inside = exponential | (safe * values > -1)
+  exponent = jnp.where(exponential, values, jnp.log1p(jnp.where(inside & ~exponential, safe * values, 0)) / safe)
+  limit = _log_limit(values.dtype)
+  beyond = jnp.where(safe > 0, 0, jnp.exp(limit))
+  return jnp.where(inside, jnp.exp(jnp.minimum(exponent, limit)), beyond)
+
+
+def _log_limit(dtype):
+  """The largest exponent used: far enough from the dtype's end that sums and derivatives stay finite."""
+  return jnp.asarray(np.log(jnp.finfo(dtype).max) - 20, dtype)
+
+
+def _first_key(key, axis_name):
+  """The first device's key: tasks give every device its own."""
+  if axis_name is None:
+    return key
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return jax.lax.all_gather(key, axis_name)[0]
+  # Typed keys cannot be gathered inside shard_map.
+  words = jax.lax.all_gather(jax.random.key_data(key), axis_name)[0]
+  return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
+
+
+def _check_finite(name, value):
+  check_hyperparameter(name, value, low=-np.inf, high=np.inf, open_low=True, open_high=True)
