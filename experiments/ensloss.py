@@ -74,7 +74,7 @@ class Config:
 
 
 PRESETS = {
-  "smoke": Config(pairs=((3, 5),), epochs=5),
+  "smoke": Config(pairs=((3, 5),), hidden=(16,), epochs=5),
   "cpu": Config(),
   "paper": Config(
     model="resnet", pair=(3, 5), train=10_000, learning_rate=1e-3, weight_decay=5e-4, batch_size=128, epochs=200

@@ -309,7 +309,7 @@ def _digit_curves(config: Config, seeds) -> dict[str, np.ndarray]:
       heads=_heads(10),
       num_classes=10,
       repeats=config.digit_repeats,
-    )  # fmt: skip
+    )
   )
   curves = [run(jax.random.key(seed)) for seed in seeds]
   return {head: np.stack([np.asarray(curve[head]).mean(axis=0) for curve in curves]) for head in HEADS}

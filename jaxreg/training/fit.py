@@ -146,7 +146,7 @@ def fit(
       count = min(log_every - step % log_every, steps - step)
       began = time.perf_counter()
       chunk = compiled_chunk(task, mesh, count)
-      new_state, metrics, finite = chunk(state, _chunk_data(data, count, mesh), hparams)
+      new_state, metrics, finite = chunk(state, _chunk_data(data, count, mesh), hparams, np.int32(count))
       metrics, finite = jax.device_get((metrics, finite))
       if not finite["loss"] == count:
         raise NonFiniteError(_non_finite_message("the loss", step + int(finite["loss"]) + 1, folder, saved_at))
@@ -196,14 +196,17 @@ def _compiled_init(task: Task, mesh: Mesh):
 
 @functools.lru_cache(maxsize=32)
 def compiled_chunk(task: Task, mesh: Mesh, steps: int):
-  """The jitted chunk of `steps` steps on the mesh; also says whether loss and parameters stayed finite."""
+  """The jitted chunk of at most `steps` steps on the mesh; also says whether loss and parameters stayed finite.
+
+  It reads the number of steps, as a sweep's program does: a constant would be rounded into the metrics differently.
+  """
   constrain = None
   if mesh.size > 1:
     batch = NamedSharding(mesh, PartitionSpec("data"))
     constrain = lambda tree: jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: batch, tree))
 
-  def chunk(state, data, hparams):
-    state, metrics, finite = run_chunk(task, state, data, hparams, steps, constrain=constrain)
+  def chunk(state, data, hparams, count):
+    state, metrics, finite = run_chunk(task, state, data, hparams, steps, count=count, constrain=constrain)
     if mesh.size > 1:
       state = jax.lax.with_sharding_constraint(state, _state_sharding(task, mesh, state))
     leaves = [x for x in jax.tree.leaves(state.params) if jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -238,9 +241,9 @@ def _chunk_data(data, count: int, mesh: Mesh):
 def _profile(task, state, data, hparams, steps, mesh, folder) -> None:
   chunk = compiled_chunk(task, mesh, steps)
   copy = lambda: jax.tree.map(jnp.copy, state)
-  jax.block_until_ready(chunk(copy(), data, hparams))  # the first call compiles, which would drown the trace
+  jax.block_until_ready(chunk(copy(), data, hparams, np.int32(steps)))  # the first call compiles, which would drown the trace
   with jax.profiler.trace(str(pathlib.Path(folder) / "profile")):
-    jax.block_until_ready(chunk(copy(), data, hparams))
+    jax.block_until_ready(chunk(copy(), data, hparams, np.int32(steps)))
 
 
 def _scalar(value):

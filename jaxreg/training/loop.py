@@ -46,8 +46,10 @@ def _permutation(key: jax.Array, count: int) -> jax.Array:
   return (jax.lax.sort(words, is_stable=False) & ((1 << width) - 1)).astype(jnp.int32)
 
 
-def run_chunk(task: Task, state: TrainState, data: Any, hparams: Mapping[str, Any], steps: int, *, constrain=None):
-  """Takes some steps in one scan.
+def run_chunk(
+  task: Task, state: TrainState, data: Any, hparams: Mapping[str, Any], steps: int, *, count=None, constrain=None
+):
+  """Takes some steps in one loop.
 
   Args:
     task: static.
@@ -55,33 +57,44 @@ def run_chunk(task: Task, state: TrainState, data: Any, hparams: Mapping[str, An
     data: the task's arrays, all of them; or, when the task reads a stream, batches stacked along a leading axis of
       length `steps`.
     hparams: hyperparameters.
-    steps: static; how many steps.
+    steps: static; how many steps at most.
+    count: how many steps to take, at least 1, a number that one compiled program may read; default `steps`.
     constrain: function applied to every batch (a sharding constraint), or None.
 
   Returns:
     The state, the metrics averaged over the steps, and the number of steps before the first non-finite loss.
   """
   constrain = constrain or (lambda batch: batch)
-  streamed = callable(task.data)
-  if streamed:
-    inputs, fetch = data, lambda batch: batch
-  else:
-    examples = jax.tree.leaves(data)[0].shape[0]
-    if task.batch_size is None:
-      everything = {**data, "id": jnp.arange(examples, dtype=jnp.int32)}
-      inputs, fetch = None, lambda _: everything
-    else:
-      if task.batch_size > examples:
-        raise ValueError(f"batch_size must be at most the {examples} examples of the data, got {task.batch_size}.")
-      inputs = batch_ids(state.key, state.step, steps=steps, examples=examples, batch_size=task.batch_size)
+  count = steps if count is None else count
+  batch_at = _batches(task, state, data, steps)
 
-      def fetch(ids):
-        rows = jax.tree.map(lambda x: jnp.asarray(x).at[ids].get(mode="promise_in_bounds"), data)
-        return {**rows, "id": ids}
+  def body(index, carry):
+    state, totals, finite = carry
+    state, metrics = task.step(state, constrain(batch_at(index)), hparams)
+    finite += (finite == index) & jnp.isfinite(metrics["loss"])
+    return state, jax.tree.map(jnp.add, totals, metrics), finite
 
-  def body(state, inputs):
-    return task.step(state, constrain(fetch(inputs)), hparams)
+  shapes = jax.eval_shape(lambda: task.step(state, constrain(batch_at(0)), hparams)[1])
+  totals = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
+  state, totals, finite = jax.lax.fori_loop(0, count, body, (state, totals, jnp.int32(0)))
+  return state, jax.tree.map(lambda x: x / count, totals), finite
 
-  state, metrics = jax.lax.scan(body, state, inputs, length=steps)
-  finite = jnp.cumprod(jnp.isfinite(metrics["loss"]).astype(jnp.int32)).sum()
-  return state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics), finite
+
+def _batches(task: Task, state: TrainState, data, steps: int):
+  """A function from the index of a step in the chunk to its batch."""
+  if callable(task.data):
+    return lambda index: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), data)
+  examples = jax.tree.leaves(data)[0].shape[0]
+  if task.batch_size is None:
+    everything = {**data, "id": jnp.arange(examples, dtype=jnp.int32)}
+    return lambda index: everything
+  if task.batch_size > examples:
+    raise ValueError(f"batch_size must be at most the {examples} examples of the data, got {task.batch_size}.")
+  ids = batch_ids(state.key, state.step, steps=steps, examples=examples, batch_size=task.batch_size)
+
+  def batch_at(index):
+    chosen = jax.lax.dynamic_index_in_dim(ids, index, keepdims=False)
+    rows = jax.tree.map(lambda x: jnp.asarray(x).at[chosen].get(mode="promise_in_bounds"), data)
+    return {**rows, "id": chosen}
+
+  return batch_at

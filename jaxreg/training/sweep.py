@@ -1,5 +1,6 @@
 """`sweep`: many runs of one task as one compiled program, over all devices, resumable chunk by chunk of trials."""
 
+import concurrent.futures
 import functools
 import hashlib
 import itertools
@@ -9,7 +10,7 @@ import pathlib
 import time
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -152,9 +153,10 @@ def sweep(
   if pending.size:
     clock = time.perf_counter()
     if engine == "auto":
-      engine = _measure_engines(task, hparams, trial_seeds, data, mesh, lanes)
+      trials = {name: value[pending] for name, value in hparams.items()}, trial_seeds[pending]
+      engine = _measure_engines(task, *trials, data, mesh, lanes, eval_every, memory_budget)
     size = _chunk_size(task, engine, mesh, lanes, eval_every, pending.size, memory_budget)
-    _executable(task, engine, mesh, lanes, eval_every, size)
+    _compile_side_by_side((_lowered, task, engine, mesh, lanes, eval_every, size), (_lowered_init, task, mesh, size))
     compile_seconds = time.perf_counter() - clock
     run = functools.partial(_run_trials, task, engine, mesh, lanes, steps, eval_every, data, keep_params)
     evaluations = steps // eval_every
@@ -213,29 +215,17 @@ def _trials(task: Task, points: Mapping[str, Sequence], seeds: Sequence[int]):
   return hparams, np.tile(np.asarray(seeds, np.uint32), count)
 
 
-@functools.lru_cache(maxsize=32)
-def _compiled(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int):
-  """The jitted `advance` over trials; cached, so that a second sweep does not compile again."""
+def _program(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int):
+  """The function of all trials that an engine runs: `(state, hparams, (data, count)) -> (state, metrics, diverged)`."""
 
-  def advance(state, hparams, data):
+  def advance(state, hparams, shared):
+    data, count = shared
     start = state.step
-    state, metrics, finite = run_chunk(task, state, data, hparams, steps)
-    diverged_at = jnp.where(finite < steps, start + finite + 1, -1)
+    state, metrics, finite = run_chunk(task, state, data, hparams, steps, count=count)
+    diverged_at = jnp.where(finite < count, start + finite + 1, -1)
     return state, {**metrics, **task.evaluate(state, hparams)}, diverged_at
 
-  wrapped = jax.vmap(advance, in_axes=(0, 0, None)) if engine == "vmap" else _mapped(advance, mesh, lanes)
-  return jax.jit(wrapped, out_shardings=NamedSharding(mesh, PartitionSpec("trial")), donate_argnums=0)
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled_init(task: Task, mesh: Mesh):
-  """The jitted `init` over trials, in turn for either engine: it runs once, and compiles once."""
-
-  def init(seed, hparams, _):
-    return task.init(jax.random.key(seed), hparams)
-
-  sharding = NamedSharding(mesh, PartitionSpec("trial"))
-  return jax.jit(lambda seeds, hparams: _mapped(init, mesh, 1)(seeds, hparams, ()), out_shardings=sharding)
+  return jax.vmap(advance, in_axes=(0, 0, None)) if engine == "vmap" else _mapped(advance, mesh, lanes)
 
 
 def _mapped(function, mesh: Mesh, lanes: int):
@@ -250,28 +240,52 @@ def _mapped(function, mesh: Mesh, lanes: int):
 
 
 @functools.lru_cache(maxsize=32)
-def _executable(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int, size: int):
-  """`advance` compiled for `size` trials ahead of time, so that its memory is known before it runs."""
+def _lowered_init(task: Task, mesh: Mesh, size: int):
+  """The initial states of `size` trials, one after another for either engine."""
   trial = NamedSharding(mesh, PartitionSpec("trial"))
-  like = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  init = lambda seed, hparams, _: task.init(jax.random.key(seed), hparams)
   seeds = jax.ShapeDtypeStruct((size,), jnp.uint32, sharding=trial)
-  hparams = {
-    name: jax.ShapeDtypeStruct((size,), value.dtype, sharding=trial)
-    for name, value in merge_hparams(task, None).items()
-  }
-  state = jax.tree.map(like(trial), jax.eval_shape(_compiled_init(task, mesh), seeds, hparams))
-  data = jax.tree.map(
-    like(NamedSharding(mesh, PartitionSpec())), jax.eval_shape(lambda: jax.tree.map(jnp.asarray, task.data))
-  )
-  return _compiled(task, engine, mesh, lanes, steps).lower(state, hparams, data).compile()
+  hparams = _hparams_like(task, trial, size)
+  return jax.jit(lambda *trials: _mapped(init, mesh, 1)(*trials, ()), out_shardings=trial).lower(seeds, hparams)
+
+
+@functools.lru_cache(maxsize=32)
+def _lowered(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int, size: int):
+  """An engine's program for `size` trials and at most `steps` steps."""
+  trial, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("trial",), ()))
+  like = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  state = jax.tree.map(like(trial), _lowered_init(task, mesh, size).out_info)
+  shared = jax.tree.map(like(everywhere), jax.eval_shape(lambda: (jax.tree.map(jnp.asarray, task.data), jnp.int32(0))))
+  program = jax.jit(_program(task, engine, mesh, lanes, steps), out_shardings=trial, donate_argnums=0)
+  return program.lower(state, _hparams_like(task, trial, size), shared)
+
+
+def _hparams_like(task: Task, sharding, size: int):
+  defaults = merge_hparams(task, None)
+  return {name: jax.ShapeDtypeStruct((size,), value.dtype, sharding=sharding) for name, value in defaults.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(lowered: Callable, *arguments):
+  """A program ahead of time, so that its memory is known before it runs; cached for a second sweep."""
+  return lowered(*arguments).compile()
+
+
+def _compile_side_by_side(*programs) -> None:
+  """Compiles what `_compiled` will be asked for in as many threads; tracing stays in this one."""
+  for lowered, *arguments in programs:
+    lowered(*arguments)
+  with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
+    list(pool.map(lambda program: _compiled(*program), programs))
 
 
 def _run_trials(task, engine, mesh, lanes, steps, eval_every, data, keep_params, hparams, seeds, advance_bar):
-  advance = _executable(task, engine, mesh, lanes, eval_every, len(seeds))
+  advance = _compiled(_lowered, task, engine, mesh, lanes, eval_every, len(seeds))
   seeds, hparams = mesh_lib.shard((seeds, hparams), mesh, PartitionSpec("trial"))
-  state, metrics, diverged = _compiled_init(task, mesh)(seeds, hparams), [], []
+  shared = data, mesh_lib.replicate(np.int32(eval_every), mesh)
+  state, metrics, diverged = _compiled(_lowered_init, task, mesh, len(seeds))(seeds, hparams), [], []
   for _ in range(steps // eval_every):
-    state, measured, diverged_at = jax.block_until_ready(advance(state, hparams, data))
+    state, measured, diverged_at = jax.block_until_ready(advance(state, hparams, shared))
     metrics.append(measured)
     diverged.append(diverged_at)
     advance_bar()
@@ -282,26 +296,28 @@ def _run_trials(task, engine, mesh, lanes, steps, eval_every, data, keep_params,
   return stacked, first, params
 
 
-def _measure_engines(task, hparams, seeds, data, mesh, lanes, *, steps: int = 20) -> str:
-  """The engine that takes a few trials through a few steps in less time."""
-  size = min(_round_up(len(seeds), mesh.size * lanes), 4 * mesh.size * lanes)
-  chosen = np.arange(size) % len(seeds)
-  hparams, seeds = mesh_lib.shard(
-    ({n: v[chosen] for n, v in hparams.items()}, seeds[chosen]), mesh, PartitionSpec("trial")
+def _measure_engines(task, hparams, seeds, data, mesh, lanes, eval_every, budget, *, steps: int = 20) -> str:
+  """The engine whose program for these trials takes its first steps in less time per trial."""
+  full = _round_up(len(seeds), mesh.size * lanes)
+  engines = ("vmap", "map")
+  _compile_side_by_side(
+    *((_lowered, task, engine, mesh, lanes, eval_every, full) for engine in engines), (_lowered_init, task, mesh, full)
   )
   times = []
-  for engine in ("vmap", "map"):
-    advance = _compiled(task, engine, mesh, lanes, steps)
-    state, *_ = advance(_compiled_init(task, mesh)(seeds, hparams), hparams, data)
-    jax.block_until_ready(state)
-    samples = []
-    for _ in range(2):
+  for engine in engines:
+    size = _chunk_size(task, engine, mesh, lanes, eval_every, len(seeds), budget)
+    advance, init = _compiled(_lowered, task, engine, mesh, lanes, eval_every, size), _lowered_init
+    chosen = np.arange(size) % len(seeds)
+    trials = mesh_lib.shard((seeds[chosen], {n: v[chosen] for n, v in hparams.items()}), mesh, PartitionSpec("trial"))
+    state = _compiled(init, task, mesh, size)(*trials)
+    for count in (1, min(steps, eval_every)):  # the first run touches the memory
+      shared = data, mesh_lib.replicate(np.int32(count), mesh)
       clock = time.perf_counter()
-      state, *_ = jax.block_until_ready(advance(state, hparams, data))
-      samples.append(time.perf_counter() - clock)
-    times.append(min(samples))
+      state, *_ = jax.block_until_ready(advance(state, trials[1], shared))
+      seconds = time.perf_counter() - clock
+    times.append(seconds / size)
   # Hosts may measure differently but have to run the same program.
-  return ("vmap", "map")[int(mesh_lib.synchronize(np.int64(np.argmin(times))))]
+  return engines[int(mesh_lib.synchronize(np.int64(np.argmin(times))))]
 
 
 def _chunk_size(task, engine, mesh, lanes, steps, count, budget) -> int:
@@ -310,7 +326,7 @@ def _chunk_size(task, engine, mesh, lanes, steps, count, budget) -> int:
   size = _round_up(count, multiple)
   budget = int(mesh_lib.synchronize(np.int64(budget or _free_memory())))
   while True:
-    memory = _executable(task, engine, mesh, lanes, steps, size).memory_analysis()
+    memory = _compiled(_lowered, task, engine, mesh, lanes, steps, size).memory_analysis()
     need = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     if need <= budget or size == multiple:
       break

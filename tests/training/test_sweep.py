@@ -69,7 +69,7 @@ def test_divergence_step_is_the_one_at_which_fit_stops(task):
 def test_chunks_fit_the_memory_budget_and_change_nothing(task):
   mesh = trial_mesh(jax.devices()[:2])
   whole = sweep(task, POINTS, engine="map", mesh=mesh, **OPTIONS)
-  executable = module._executable(task, "map", mesh, 1, 50, 2).memory_analysis()
+  executable = module._compiled(module._lowered, task, "map", mesh, 1, 50, 2).memory_analysis()
   need = executable.temp_size_in_bytes + executable.argument_size_in_bytes + executable.output_size_in_bytes
   assert module._chunk_size(task, "map", mesh, 1, 50, 6, need + 10) == 2
   cut = sweep(task, POINTS, engine="map", mesh=mesh, memory_budget=need + 10, **OPTIONS)
@@ -119,13 +119,14 @@ def test_a_damaged_chunk_runs_again(task, tmp_path):
 def test_each_device_runs_its_own_trials_only(task):
   """`lax.map` under plain sharded jit makes every device run every trial; the compiled program shows it does not."""
   mesh = trial_mesh(jax.devices()[:4])
-  compiled = module._executable(task, "map", mesh, 1, 50, 8)
+  compiled = module._compiled(module._lowered, task, "map", mesh, 1, 50, 8)
   text = compiled.as_text()
   assert not re.search(r"all-gather|all-reduce|collective-permute", text)
   assert "f32[2,4]" in text and "f32[8,4]" not in text  # two of the eight trials' weights on a device
   seeds, rates = mesh_lib.shard((np.arange(8, dtype=np.uint32), np.ones(8, np.float32)), mesh, PartitionSpec("trial"))
-  state = module._compiled_init(task, mesh)(seeds, {"learning_rate": rates})
-  out, *_ = compiled(state, {"learning_rate": rates}, mesh_lib.replicate(task.data, mesh))
+  state = module._compiled(module._lowered_init, task, mesh, 8)(seeds, {"learning_rate": rates})
+  shared = mesh_lib.replicate((task.data, np.int32(50)), mesh)
+  out, *_ = compiled(state, {"learning_rate": rates}, shared)
   assert [shard.data.shape for shard in out.params["w"].addressable_shards] == [(2, 4)] * 4
 
 
