@@ -58,7 +58,7 @@ def report() -> None:
     " confidence interval of the mean over seeds with a condition fixed before the run: *reproduced* when all of it"
     " satisfies the condition, *not reproduced* when none of it does, *undecided* otherwise.\n",
   ]
-  known = registry.entries()
+  known = dict(sorted(registry.entries().items(), key=lambda item: item[1].card))
   rows = ["| method | recipe | claims | paper scale |", "| --- | --- | --- | --- |"]
   for name, entry in known.items():
     if not entry.card:
