@@ -13,6 +13,7 @@ import optax
 from scipy import special
 
 from experiments.claims import Claim
+from experiments.tasks import cifar10
 from jaxreg.adversarial.attacks import pgd
 from jaxreg.data import bundled
 from jaxreg.data.stream import tfds_stream
@@ -270,7 +271,7 @@ def _cifar_task(config: Config) -> Task:
 
   def data():
     options = {"batch_size": config.batch_size, "seed": 0, "data_dir": config.data_dir}
-    return tfds_stream("cifar10", "train", transform=_augment, **options)
+    return tfds_stream("cifar10", "train", transform=cifar10.augment, **options)
 
   return Task(
     init_params=init_params,
@@ -288,21 +289,9 @@ def _pixels(params, images):
   return images.astype(jax.tree.leaves(params)[0].dtype) / 255
 
 
-def _augment(example, rng):
-  """A shift by up to four pixels and a reflection, at random."""
-  row, column = rng.integers(0, 9, 2)
-  image = np.pad(example["image"], ((4, 4), (4, 4), (0, 0)))[row : row + 32, column : column + 32]
-  return {**example, "image": image[:, ::-1] if rng.integers(2) else image}
-
-
 def paper_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """One global batch of the stream."""
-  size = config.batch_size
-  return {
-    "image": jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8),
-    "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-    "id": jax.ShapeDtypeStruct((size,), jnp.int32),
-  }
+  return cifar10.batch_shapes(config.batch_size)
 
 
 def reduced(config: Config) -> Config:
@@ -313,9 +302,7 @@ def reduced(config: Config) -> Config:
 def paper_sets(config: Config) -> dict[str, dict]:
   """A generated CIFAR-10."""
   del config
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (64, 32, 32, 3), np.uint8)
-  return {"cifar10": {"train": {"image": images, "label": np.resize(np.arange(10), 64)}}}
+  return cifar10.generated_set(range(10), examples=64)
 
 
 def mixture_task(config: Config, mixture: Mixture) -> Task:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from experiments.claims import Claim
+from experiments.tasks import cifar10
 from jaxreg.data import array_stream, bundled, noise, read_tfds
 from jaxreg.losses import calibrated_ensemble
 from jaxreg.models import MLP
@@ -198,12 +199,7 @@ def _pixels(params, images):
 
 def paper_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """One global batch of the stream."""
-  size = config.batch_size
-  return {
-    "image": jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8),
-    "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-    "id": jax.ShapeDtypeStruct((size,), jnp.int32),
-  }
+  return cifar10.batch_shapes(config.batch_size)
 
 
 def reduced(config: Config) -> Config:
@@ -213,10 +209,7 @@ def reduced(config: Config) -> Config:
 
 def paper_sets(config: Config) -> dict[str, dict]:
   """A generated CIFAR-10, half of it of the pair."""
-  del config
-  rng = np.random.default_rng(0)
-  labels = np.resize([3, 5, 0, 9], 128).astype(np.int64)
-  return {"cifar10": {"train": {"image": rng.integers(0, 256, (128, 32, 32, 3), np.uint8), "label": labels}}}
+  return cifar10.generated_set([*config.pair, 0, 9], examples=128)
 
 
 def points(config: Config) -> dict[str, np.ndarray]:

@@ -489,7 +489,8 @@ NOTES = (
   "Reported, not gated: on clusters log-softmax against the Z-loss at top-1, 5, 10 and 50; in the card's pilot"
   " log-softmax won at every k.",
   "The text is the docstrings of the standard library of the Python that ran, so it changes with the version of Python."
-  " The Z-loss trains its output layer by SGD in the factored layer, log-softmax all layers by Adam.",
+  " The Z-loss trains its output layer by SGD in the factored layer, log-softmax all layers by Adam. The Z-loss chooses"
+  " among eight settings (two learning rates, two rates of the factored layer, two locations), log-softmax among two.",
   "The deviations of the clusters' points are the same for all seeds; means, parameters and batches are not.",
 )
 

@@ -170,7 +170,8 @@ def factored_sgd_step(
 
   Its cost does not depend on the number of classes: `O(m d^2 + m^2 d + m^3)` for m examples with d features. The step
   must be small enough for `I - 2 learning_rate sum_i dL/dq_i h_i h_i^T` to be invertible. Classes that occur several
-  times in the batch accumulate.
+  times in the batch accumulate. On a busy CPU set `OPENBLAS_NUM_THREADS=1`: LAPACK's threads wait for each other for
+  many times as long as the small solve takes.
 
   >>> import jax
   >>> state = factored_init(jax.random.key(0), 10, 4, scale=1.0)
@@ -386,6 +387,8 @@ def _correct(factor, left, excess, blocks):
 
 def unfactorize(state: FactoredState) -> FactoredState:
   """The same weights with `U = I` and `omega = 0`, with `Q` and the sums computed anew: `O(classes * features^2)`.
+
+  Rounding in `Q` and the sums accumulates over steps; this removes it and is worth its cost every ten thousand steps.
 
   >>> import jax
   >>> state = decay_factored(factored_init(jax.random.key(0), 10, 4), rate=0.5)
