@@ -54,7 +54,7 @@ _REASONS = {
   "weston_watkins": "no exponential, but the violations and their signs are stored in turn to be summed",
   "robust_log": "a logarithm and a quotient for every class",
   "elr": "rows of the table are read, averaged and written (arrays as large as the gradient, and gathers and scatters),"
-  " and clipped probabilities and the gradient of the inner product take more; plain differentiation so far",
+  " and clipped probabilities take more",
 }
 
 

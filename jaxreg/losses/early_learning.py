@@ -8,6 +8,7 @@ import optax
 
 from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
 from jaxreg.losses.example_table import check_ids, gather_rows, update_rows
+from jaxreg.losses.softmax_family import of_label
 
 __all__ = [
   "ELRState",
@@ -70,11 +71,8 @@ def elr_regularizer(probabilities: jax.Array, targets: jax.Array, *, clip: float
   check_same_shape(probabilities=probabilities, targets=targets)
   check_hyperparameter("clip", clip, low=0, high=0.5, open_high=True)
   dtype = jnp.promote_types(probabilities.dtype, jnp.float32)
-  clipped = _clip(probabilities.astype(dtype), clip)
-  inner = jnp.sum(clipped * jax.lax.stop_gradient(targets).astype(dtype), axis=-1)
-  # Several classes can only reach an inner product of 1 by rounding; the bound keeps the logarithm finite then.
-  bound = 1 - jnp.maximum(jnp.asarray(clip, dtype), jnp.finfo(dtype).eps) / 2
-  return jnp.log1p(-jnp.minimum(inner, bound)).astype(probabilities.dtype)
+  inner = _inner(probabilities.astype(dtype), jax.lax.stop_gradient(targets).astype(dtype), clip)
+  return jnp.log1p(-jnp.minimum(inner, _bound(clip, dtype))).astype(probabilities.dtype)
 
 
 def elr_loss(
@@ -123,8 +121,7 @@ def elr_loss(
   wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   probabilities = jax.nn.softmax(wide)
   targets = _moving_average(gather_rows(state.targets, ids), _normalized(_clip(probabilities, clip)), momentum)
-  values = optax.softmax_cross_entropy_with_integer_labels(wide, labels)
-  values += weight * elr_regularizer(probabilities, targets, clip=clip)
+  values = _regularized_cross_entropy(wide, labels, targets, jnp.asarray(weight, wide.dtype), clip)
   return values.astype(logits.dtype), ELRState(update_rows(state.targets, ids, targets, axis_name=axis_name))
 
 
@@ -232,6 +229,39 @@ def noisy_label_candidates(state: ELRState, labels: jax.Array) -> jax.Array:
   """
   check_integer_labels(state.targets, labels)
   return state.targets.argmax(-1) != labels
+
+
+@jax.custom_jvp
+def _regularized_cross_entropy(logits, labels, targets, weight, clip):
+  """Cross-entropy plus the weighted regularizer, with a gradient in one pass; the targets are constants."""
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return cross_entropy + weight * elr_regularizer(jax.nn.softmax(logits), targets, clip=clip)
+
+
+@_regularized_cross_entropy.defjvp
+def _regularized_cross_entropy_jvp(primals, tangents):
+  logits, labels, targets, weight, clip = primals
+  logits_dot, _, _, weight_dot, _ = tangents
+  probabilities = jax.nn.softmax(logits)
+  inner, bound = _inner(probabilities, targets, clip), _bound(clip, logits.dtype)
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  regularizer = jnp.log1p(-jnp.minimum(inner, bound))
+  # d log(1 - inner) / d p_k is -t_k / (1 - inner) where p_k is not clipped.
+  factor = jnp.where(inner < bound, -weight / (1 - jnp.minimum(inner, bound)), 0)[..., None]
+  inside = (probabilities > clip) & (probabilities < 1 - clip)
+  pulled = probabilities * jnp.where(inside, targets, 0)
+  gradient = probabilities * (1 - factor * jnp.sum(pulled, axis=-1, keepdims=True)) + factor * pulled
+  dot = jnp.sum(gradient * logits_dot, axis=-1) - of_label(logits_dot, labels)[..., 0] + regularizer * weight_dot
+  return cross_entropy + weight * regularizer, dot
+
+
+def _inner(probabilities, targets, clip):
+  return jnp.sum(_clip(probabilities, clip) * targets, axis=-1)
+
+
+def _bound(clip, dtype):
+  """Several classes can only reach an inner product of 1 by rounding; the bound keeps the logarithm finite then."""
+  return 1 - jnp.maximum(jnp.asarray(clip, dtype), jnp.finfo(dtype).eps) / 2
 
 
 def _check(logits, labels, ids, state, momentum, weight, clip):
