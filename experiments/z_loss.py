@@ -513,7 +513,7 @@ def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
   axes[2].set(title="next word of docstrings (dots: seeds)")
   axes[0].legend(frameon=False)
   for axis in axes[1:]:
-    axis.set(ylabel="test accuracy", ylim=(0, 1.35))
+    axis.set(ylabel="test accuracy", ylim=(0, 1.35), yticks=np.linspace(0, 1, 6))
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
   picture.savefig(path, dpi=120)
   plt.close(picture)

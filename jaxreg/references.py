@@ -109,6 +109,10 @@ REFERENCES = {
   "jaxreg.losses.adversarial": ("mao2023crossentropy",),
   "jaxreg.losses.adversarial.trades_loss": ("zhang2019theoretically",),
   "jaxreg.kernels.bagged_regression": ("javanmard2024learning",),
+  "jaxreg.kernels.committee": ("kumar2024grokking",),
+  "jaxreg.kernels.lazy_rich_dmft": ("kumar2024grokking",),
+  "jaxreg.kernels.lazy_training": ("kumar2024grokking",),
+  "jaxreg.kernels.lazy_training.lazy_output": ("kumar2024grokking", "chizat2019lazy"),
   "jaxreg.layers.factored_output": ("vincent2015efficient", "debrebisson2016zloss"),
   "jaxreg.losses.aggregate": ("javanmard2024learning",),
   "jaxreg.losses.calibrated_ensemble": ("dai2025ensloss",),
@@ -156,6 +160,8 @@ REFERENCES = {
   "jaxreg.losses.spherical.z_loss": ("debrebisson2016zloss",),
   "jaxreg.losses.spherical.z_loss_from_statistics": ("debrebisson2016zloss", "vincent2015efficient"),
   "jaxreg.losses.stablemax": ("prieto2025grokking",),
+  "jaxreg.metrics.lazy_rich": ("kumar2024grokking",),
+  "jaxreg.metrics.lazy_rich.relative_motion": ("kumar2024grokking", "chizat2019lazy"),
   "jaxreg.metrics.classification.area_under_roc": ("hanley1982meaning",),
   "jaxreg.metrics.classification.balanced_top_k_accuracy": ("brodersen2010balanced",),
   "jaxreg.metrics.classification.MemorizationFractions": ("liu2020early",),
@@ -247,6 +253,12 @@ _ENTRIES = {
     1983,
     volume=37,
   ),
+  "chizat2019lazy": _paper(
+    "Chizat, L{\\'e}na{\\\"i}c and Oyallon, Edouard and Bach, Francis",
+    "On Lazy Training in Differentiable Programming",
+    _NEURIPS,
+    2019,
+  ),
   "crammer2001algorithmic": _article(
     "Crammer, Koby and Singer, Yoram",
     "On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines",
@@ -303,6 +315,12 @@ _ENTRIES = {
     "Radiology",
     1982,
     volume=143,
+  ),
+  "kumar2024grokking": _paper(
+    "Kumar, Tanishq and Bordelon, Blake and Gershman, Samuel J. and Pehlevan, Cengiz",
+    "Grokking as the Transition from Lazy to Rich Training Dynamics",
+    _ICLR,
+    2024,
   ),
   "lapin2015topk": _paper(
     "Lapin, Maksim and Hein, Matthias and Schiele, Bernt", "Top-k Multiclass {SVM}", _NEURIPS, 2015

@@ -44,7 +44,7 @@ from jaxreg.losses.stablemax import (
   stablemax_cross_entropy,
   stablemax_cross_entropy_with_soft_labels,
 )
-from jaxreg.metrics import classification, grokking, sample_complexity
+from jaxreg.metrics import classification, grokking, lazy_rich, sample_complexity
 from jaxreg.models import linear_probe
 from jaxreg.regularizers import group_sparsity
 from jaxreg.transforms import half_space_projection, orthogonal, orthogonalize_gradients, penalize, proximal
@@ -67,6 +67,7 @@ EXEMPT = {
   "losses.spherical.spherical_statistics": "three sums; the tests of the losses compare it with the dense forms",
   "losses.softmax_family": "what the softmax losses share and carry through every test",
   "metrics.classification.MemorizationFractions": "result of memorization_fractions",
+  "metrics.lazy_rich.GrokkingGap": "result of grokking_gap",
   "regularizers.group_sparsity.compact": "shapes depend on values: not traceable, by contract",
   "regularizers.group_sparsity.compact_pair": "shapes depend on values: not traceable, by contract",
   "regularizers.group_sparsity.group_ids": "reads shapes only and returns NumPy ids; group_norms carries it",
@@ -224,6 +225,11 @@ def _layer(rng):
   return ({"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)},)
 
 
+def _kernel_task(rng):
+  factor = rng.normal(size=(6, 6))
+  return factor @ factor.T + np.eye(6), rng.normal(size=6)
+
+
 def _extremes(leaf):
   """Large, small and zero entries; the first group of every kind is zero."""
   extreme = EXTREME * np.resize([1.0, -1.0, 0.0, 1e-4, -1.0], np.shape(leaf))
@@ -262,6 +268,11 @@ _BAD_VALUES = (
   ("values", lambda values: (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), values),)),
   ("groups", lambda values: (jax.tree.map(lambda leaf: leaf[None], values),)),
   ("groups", lambda values: (jax.tree.map(lambda leaf: leaf[..., 1:], values),)),
+)
+_BAD_KERNEL = (
+  ("kernel", lambda kernel, targets: (kernel[1:], targets)),
+  ("kernel", lambda kernel, targets: (kernel.astype(np.int32), targets)),
+  ("targets", lambda kernel, targets: (kernel, targets[1:])),
 )
 GROUPS = group_sparsity.group_ids({"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}, kind="neuron")
 
@@ -699,6 +710,34 @@ ROWS = [
   ),
   row(grokking.nlm_direction, _layer, options=dict(last_layer="kernel"), bad=()),
   row(grokking.tensor_norms, _layer, bad=_BAD_VALUES[:0], differentiable=False, wide=True),
+  row(lazy_rich.kernel_alignment, _kernel_task, bad=_BAD_KERNEL, wide=True),
+  row(
+    lazy_rich.kernel_difficulty,
+    _kernel_task,
+    extreme=lambda kernel, targets: (EXTREME * kernel, EXTREME * targets),  # still positive definite
+    bad=_BAD_KERNEL,
+    wide=True,
+    options=dict(ridge=(0.0, 1.0)),
+  ),
+  row(
+    lazy_rich.relative_motion,
+    lambda rng: (*_layer(rng), *_layer(rng)),
+    bad=(("shapes", lambda params, start: (params, jax.tree.map(lambda leaf: leaf[..., 1:], start))),),
+    wide=True,
+  ),
+  row(
+    lazy_rich.grokking_gap,
+    lambda rng: (np.arange(3), np.array([[1.0, 0.01, 0.0]]), np.array([[1.0, 1.2, 0.01]])),
+    extreme=lambda steps, train, test: (steps, EXTREME * train, EXTREME * test),
+    bad=(
+      ("steps", lambda steps, train, test: (steps[1:], train, test)),
+      ("shapes", lambda steps, train, test: (steps, train, test[:, 1:])),
+      ("train_losses", lambda steps, train, test: (steps, train.astype(np.int32), test)),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(train_fraction=(0.05, 0.2), test_fraction=(0.2, 0.5)),
+  ),
 ]
 
 TRANSFORMS = [

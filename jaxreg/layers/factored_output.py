@@ -32,8 +32,8 @@ __all__ = [
 
 # Q holds sums over all classes: rounding its factors to bfloat16 or TF32 would break its agreement with the weights.
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-_ROWS = 4096  # of V worked on at a time: what is beside V stays small
-_DIRECTIONS = 16  # of U corrected at a time
+_ROWS = 512  # of V worked on at a time, which stay in the cache
+_DIRECTIONS = 8  # of U corrected at a time
 _LOW, _HIGH = 0.5, 2.0  # singular values of U
 
 
