@@ -32,10 +32,12 @@ from jaxreg.losses import (
   calibrated_ensemble,
   chunked,
   comp_sum,
+  distillation,
   early_learning,
   h_consistency,
   label_dro,
   robust,
+  score_matching,
   spherical,
 )
 from jaxreg.losses.stablemax import (
@@ -44,9 +46,9 @@ from jaxreg.losses.stablemax import (
   stablemax_cross_entropy,
   stablemax_cross_entropy_with_soft_labels,
 )
-from jaxreg.metrics import classification, grokking, lazy_rich, sample_complexity
+from jaxreg.metrics import classification, grokking, inductive_bias, lazy_rich, sample_complexity
 from jaxreg.models import linear_probe
-from jaxreg.regularizers import group_sparsity
+from jaxreg.regularizers import group_sparsity, unsquared_norm
 from jaxreg.transforms import half_space_projection, orthogonal, orthogonalize_gradients, penalize, proximal
 
 TRIALS = 8
@@ -67,6 +69,12 @@ EXEMPT = {
   "losses.spherical.spherical_statistics": "three sums; the tests of the losses compare it with the dense forms",
   "losses.softmax_family": "what the softmax losses share and carry through every test",
   "metrics.classification.MemorizationFractions": "result of memorization_fractions",
+  "metrics.inductive_bias.ScaledChi2": "result of fit_scaled_chi2",
+  "metrics.inductive_bias.bootstrap_inductive_bias": "fits",
+  "metrics.inductive_bias.encoded_inductive_bias": "fits",
+  "metrics.inductive_bias.fit_scaled_chi2": "an iterative fit with a flat optimum: mapping moves it more than rounding",
+  "metrics.inductive_bias.required_inductive_bias": "fits",
+  "metrics.inductive_bias.sample_network_errors": "maps a function of the caller",
   "metrics.lazy_rich.GrokkingGap": "result of grokking_gap",
   "regularizers.group_sparsity.compact": "shapes depend on values: not traceable, by contract",
   "regularizers.group_sparsity.compact_pair": "shapes depend on values: not traceable, by contract",
@@ -361,6 +369,18 @@ def attacked_loss(function, **options):
   )
 
 
+def taught_loss(function, **options):
+  """`function(logits, teacher_logits, labels, **options)` with a teacher that prefers the later classes."""
+
+  def call(logits, labels, *, axis=-1, **keywords):
+    teacher = jax.lax.broadcasted_iota(logits.dtype, logits.shape, axis % logits.ndim)
+    return function(logits, teacher, labels, axis=axis, **keywords)
+
+  return row(
+    function, _classification, call=call, extreme=_extreme_logits, bad=_BAD_LABELS, examples="any", options=options
+  )
+
+
 def statistics_loss(function, **options):
   """`function(statistics, **options)` of the label's logit, the logits' sum and their square sum."""
 
@@ -472,6 +492,33 @@ ROWS = [
     lambda rng: (*_binary(rng), rng.integers(0, 2**32, 2, np.uint32)),
     bad=_BAD_LABELS,
   ),
+  row(
+    score_matching.posterior_mean_squared_loss,
+    lambda rng: (_logits(rng), _logits(rng)),
+    extreme=lambda predictions, clean: (_extreme_logits(predictions)[0], -_extreme_logits(clean)[0]),
+    bad=(*_BAD_SAME_SHAPE, ("predictions", lambda f, clean: (f.astype(np.int32), clean))),
+    examples="any",
+  ),
+  row(
+    score_matching.denoising_score_matching_loss,
+    lambda rng: (_logits(rng), _logits(rng), _logits(rng)),
+    extreme=lambda *arrays: tuple(_extreme_logits(array)[0] for array in arrays),
+    bad=(
+      ("shapes", lambda s, x, clean: (s, x[1:], clean)),
+      ("shapes", lambda s, x, clean: (s, x, clean[:1])),
+      ("scores", lambda s, x, clean: (s.astype(np.int32), x, clean)),
+    ),
+    examples="any",
+    options=dict(signal=(0.2, 0.9), variance=(0.1, 0.9), weight=(0.5, 2.0)),
+  ),
+  row(
+    score_matching.score_regression_weight,
+    lambda rng: (rng.uniform(0.1, 0.9, EXAMPLES), rng.uniform(0.1, 0.9, EXAMPLES)),
+    extreme=lambda signal, variance: (np.resize([1e-4, 1.0], signal.shape), np.resize([1.0, 0.0], variance.shape)),
+    bad=(*_BAD_SAME_SHAPE, ("signal", lambda signal, variance: (signal.astype(np.int32), variance))),
+    examples="any",
+  ),
+  taught_loss(distillation.self_distillation_squared_loss, target_weight=(0.0, 1.0)),
   loss(chunked.chunked_comp_sum_loss, chunk_size=2, tau=(0.5, 2.5)),
   loss(chunked.chunked_ldr_kl_loss, chunk_size=3, temperature=(0.3, 3.0), margin=(0.0, 0.5)),
   loss(chunked.chunked_stablemax_cross_entropy, chunk_size=2),
@@ -702,6 +749,12 @@ ROWS = [
     wide=True,
   ),
   row(
+    unsquared_norm.unsquared_norm_penalty,
+    _layer,
+    bad=(("params", lambda values: (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), values),)),),
+    wide=True,
+  ),
+  row(
     grokking.nlm_alignment,
     lambda rng: (*_layer(rng), *_layer(rng)),
     bad=(("shapes", lambda grads, params: (grads, jax.tree.map(lambda leaf: leaf[..., 1:], params))),),
@@ -710,6 +763,19 @@ ROWS = [
   ),
   row(grokking.nlm_direction, _layer, options=dict(last_layer="kernel"), bad=()),
   row(grokking.tensor_norms, _layer, bad=_BAD_VALUES[:0], differentiable=False, wide=True),
+  *(
+    row(
+      function,
+      lambda rng: (0.1 + rng.gamma(2.0, size=5),),
+      call=lambda target, function=function, **law: function(
+        target, inductive_bias.ScaledChi2(law["df"], law["nc"], law["scale"], 0.0)
+      ),
+      extreme=lambda target: (EXTREME ** np.linspace(-1, 1, 5),),
+      wide=True,
+      options=dict(df=(3.0, 9.0), nc=(0.5, 5.0), scale=(0.5, 2.0)),
+    )
+    for function in (inductive_bias.scaled_chi2_inductive_bias, inductive_bias.sankaran_inductive_bias)
+  ),
   row(lazy_rich.kernel_alignment, _kernel_task, bad=_BAD_KERNEL, wide=True),
   row(
     lazy_rich.kernel_difficulty,

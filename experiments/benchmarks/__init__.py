@@ -6,6 +6,7 @@ import pathlib
 
 BENCHMARKS = {
   "sweep": "many trials as one program against one at a time and against PyTorch",
+  "kernels": "Gram matrices of neural tangent kernels, fully connected and convolutional",
   "losses": "forward and backward of every classification loss against optax's cross-entropy",
   "large_outputs": "memory and time of softmax-like losses over many classes: plain, sharded, chunked",
   "z_loss": "a step of an output layer over up to 800,000 classes: softmaxes against the factored Z-loss",

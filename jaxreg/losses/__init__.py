@@ -41,6 +41,7 @@ from jaxreg.losses.comp_sum import (
   comp_sum_outer,
   generalized_cross_entropy_loss,
 )
+from jaxreg.losses.distillation import self_distillation_squared_loss
 from jaxreg.losses.early_learning import (
   ELRState,
   elr_init,
@@ -85,6 +86,11 @@ from jaxreg.losses.robust import (
   symmetric_cross_entropy_loss,
   truncated_generalized_cross_entropy_loss,
   weston_watkins_loss,
+)
+from jaxreg.losses.score_matching import (
+  denoising_score_matching_loss,
+  posterior_mean_squared_loss,
+  score_regression_weight,
 )
 from jaxreg.losses.softmax_family import (
   SoftmaxRow,
@@ -146,6 +152,7 @@ __all__ = [
   "comp_sum_loss_with_soft_labels",
   "comp_sum_outer",
   "crammer_singer_loss",
+  "denoising_score_matching_loss",
   "deterministic_bounded_risk",
   "elr_init",
   "elr_loss",
@@ -181,10 +188,13 @@ __all__ = [
   "of_label",
   "one_hot_squared_error_from_statistics",
   "one_hot_squared_error_loss",
+  "posterior_mean_squared_loss",
   "random_margin_loss_mixture",
   "reverse_cross_entropy_loss",
   "rho_margin",
   "robust_log_loss",
+  "score_regression_weight",
+  "self_distillation_squared_loss",
   "sigmoid_rampup",
   "smooth_adversarial_comp_sum_loss",
   "softmax_row",

@@ -17,7 +17,7 @@ def self_distillation_squared_loss(
   axis: int = -1,
   where: jax.Array | None = None,
 ) -> jax.Array:
-  """Squared errors of probabilities: `mean_k [alpha (p_k - [k = y])^2 + (1 - alpha) (p_k - q_k)^2]`, `p = softmax(logits)`.
+  """Squared errors of `p = softmax(logits)`: `mean_k [alpha (p_k - [k = y])^2 + (1 - alpha) (p_k - q_k)^2]`.
 
   The teacher's probabilities q are constants. There is no temperature. At `target_weight = 1`, the first round of
   self-distillation, the teacher has no effect, and the loss is `brier_loss` over the number of classes.

@@ -14,17 +14,41 @@ from jaxreg.metrics.grokking import (
   tensor_norms,
   zero_loss_fraction,
 )
+from jaxreg.metrics.inductive_bias import (
+  ScaledChi2,
+  bootstrap_inductive_bias,
+  encoded_inductive_bias,
+  fit_scaled_chi2,
+  required_inductive_bias,
+  sample_network_errors,
+  sankaran_inductive_bias,
+  scaled_chi2_inductive_bias,
+)
+from jaxreg.metrics.lazy_rich import GrokkingGap, grokking_gap, kernel_alignment, kernel_difficulty, relative_motion
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
 
 __all__ = [
+  "GrokkingGap",
   "MemorizationFractions",
+  "ScaledChi2",
   "area_under_roc",
   "balanced_top_k_accuracy",
+  "bootstrap_inductive_bias",
+  "encoded_inductive_bias",
+  "fit_scaled_chi2",
+  "grokking_gap",
+  "kernel_alignment",
+  "kernel_difficulty",
   "memorization_fractions",
   "min_samples_to",
   "nlm_alignment",
   "nlm_direction",
   "probe_sample_curve",
+  "relative_motion",
+  "required_inductive_bias",
+  "sample_network_errors",
+  "sankaran_inductive_bias",
+  "scaled_chi2_inductive_bias",
   "softmax_collapse_fraction",
   "tensor_norms",
   "top_k_accuracy",

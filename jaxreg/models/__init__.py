@@ -16,6 +16,7 @@ from jaxreg.models.linear_probe import (
   stats_to_linear,
 )
 from jaxreg.models.mlp import MLP
+from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
 from jaxreg.models.resnet import DEPTHS, ResNet, WideResNet
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
   "MLP",
   "MinMaxScaling",
   "NaiveBayesHead",
+  "PosteriorMeanMLP",
   "ResNet",
   "WideResNet",
   "empty_stats",

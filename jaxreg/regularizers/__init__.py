@@ -16,6 +16,7 @@ from jaxreg.regularizers.group_sparsity import (
   wgsef_conjugate,
   wgsef_minimizer,
 )
+from jaxreg.regularizers.unsquared_norm import unsquared_norm_penalty
 
 __all__ = [
   "compact",
@@ -29,6 +30,7 @@ __all__ = [
   "resolve_groups",
   "scale_groups",
   "sum_groups",
+  "unsquared_norm_penalty",
   "wgsef",
   "wgsef_conjugate",
   "wgsef_minimizer",

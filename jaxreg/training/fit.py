@@ -240,10 +240,10 @@ def _chunk_data(data, count: int, mesh: Mesh):
 
 def _profile(task, state, data, hparams, steps, mesh, folder) -> None:
   chunk = compiled_chunk(task, mesh, steps)
-  copy = lambda: jax.tree.map(jnp.copy, state)
-  jax.block_until_ready(chunk(copy(), data, hparams, np.int32(steps)))  # the first call compiles, which would drown the trace
+  run = lambda: jax.block_until_ready(chunk(jax.tree.map(jnp.copy, state), data, hparams, np.int32(steps)))
+  run()  # the first call compiles, which would drown the trace
   with jax.profiler.trace(str(pathlib.Path(folder) / "profile")):
-    jax.block_until_ready(chunk(copy(), data, hparams, np.int32(steps)))
+    run()
 
 
 def _scalar(value):

@@ -1,0 +1,507 @@
+"""Fully connected networks of infinite width and growing depth on the sphere, and the classifiers that they become.
+
+Activations are normalized: the dual maps 1 to 1, and the kernels are functions of the correlation alone. Three numbers
+decide what the classifier `sign(y^T K(X, X)^-1 K(X, x))` becomes with infinite depth: the dual's value and slope at 0
+and its slope at 1.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.kernels.dual_activations import DualActivation, check_dual, hermite_dual, normalize_dual, sine_dual
+from jaxreg.kernels.infinite_width import check_depth, check_matrices, with_diagonal
+
+__all__ = [
+  "deep_nngp",
+  "deep_ntk",
+  "depth_taxonomy",
+  "hilbert_vote",
+  "koenigs",
+  "log_deep_kernels",
+  "majority_vote",
+  "nearest_neighbor_vote",
+  "optimal_dual",
+  "singular_vote",
+  "singularity_exponent",
+  "sine_sphere_dual",
+  "solve_sine_frequency",
+  "sphere_gram",
+]
+
+
+def sphere_gram(inputs1: jax.Array, inputs2: jax.Array | None = None) -> jax.Array:
+  """Inner products of the inputs scaled to unit norm, within [-1, 1].
+
+  >>> import jax.numpy as jnp
+  >>> sphere_gram(jnp.array([[3.0, 4.0], [0.0, 2.0]])).round(4)[0, 0].item()
+  1.0
+
+  Args:
+    inputs1: floating `[inputs1, features]`; a row of zeros stays zero.
+    inputs2: floating `[inputs2, features]`, or None for `inputs1` with itself, whose diagonal is exactly 1.
+
+  Returns:
+    `[inputs1, inputs2]`, float32 at least.
+
+  Raises:
+    ValueError: when the inputs are not matrices of the same number of features.
+
+  Reference: Radhakrishnan, Belkin, Uhler, "Wide and Deep Neural Networks Achieve Optimality for Classification",
+    PNAS 2023, inputs on the sphere.
+  """
+  check_matrices(inputs1, inputs2)
+  dtype = jnp.promote_types(inputs1.dtype if inputs2 is None else jnp.result_type(inputs1, inputs2), jnp.float32)
+  first = _unit(inputs1.astype(dtype))
+  second = first if inputs2 is None else _unit(inputs2.astype(dtype))
+  gram = jnp.clip(jnp.matmul(first, second.T, precision="highest"), -1, 1)
+  return with_diagonal(gram, jnp.ones(len(first), dtype)) if inputs2 is None else gram
+
+
+def _unit(inputs):
+  largest = jnp.max(jnp.abs(inputs), -1, keepdims=True)
+  scaled = inputs / jnp.where(largest > 0, largest, 1)
+  square = jnp.sum(jnp.square(scaled), -1, keepdims=True)
+  return scaled / jnp.sqrt(jnp.where(square > 0, square, 1))
+
+
+def deep_nngp(correlation: jax.Array, *, depth: int, dual: DualActivation) -> jax.Array:
+  """The NNGP kernel on the sphere, the dual iterated `depth` times: `S_0 = xi`, `S_l = dual(S_(l-1))`.
+
+  >>> import jax.numpy as jnp
+  >>> print(deep_nngp(jnp.array([0.5, 1.0]), depth=2, dual=optimal_dual(1)).round(3))
+  [0.127 1.   ]
+
+  Args:
+    correlation: floating `[...]` in [-1, 1].
+    depth: static; number of hidden layers. Beyond about 50 compute in float64, or use `log_deep_kernels`.
+    dual: static; of a normalized activation.
+
+  Returns:
+    `[...]`, float32 at least; exactly 1 at correlation 1.
+
+  Raises:
+    ValueError: when `depth` or `dual` does not fit.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the NNGP recursion.
+  """
+  value, one = _start(correlation, depth, dual)
+  step = lambda _, s: jnp.where(one, 1, jnp.clip(dual.covariance(s), -1, 1))
+  return jax.lax.fori_loop(0, depth, step, value)
+
+
+def deep_ntk(correlation: jax.Array, *, depth: int, dual: DualActivation) -> jax.Array:
+  """The neural tangent kernel on the sphere: `K_0 = xi`, `K_l = S_l + K_(l-1) dual'(S_(l-1))`.
+
+  >>> import jax.numpy as jnp
+  >>> float(deep_ntk(jnp.array(1.0), depth=2, dual=optimal_dual(2)))  # 1 + 2 + 4
+  7.0
+
+  Args:
+    correlation: floating `[...]` in [-1, 1].
+    depth: static; number of hidden layers. Beyond about 50 compute in float64, or use `log_deep_kernels`.
+    dual: static; of a normalized activation.
+
+  Returns:
+    `[...]`, float32 at least; `sum_{i <= depth} dual'(1)^i` at correlation 1.
+
+  Raises:
+    ValueError: when `depth` or `dual` does not fit.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the NTK recursion.
+  """
+  value, one = _start(correlation, depth, dual)
+
+  def step(_, kernels):
+    nngp, ntk = kernels
+    after = jnp.where(one, 1, jnp.clip(dual.covariance(nngp), -1, 1))
+    return after, after + ntk * dual.derivative(nngp)
+
+  return jax.lax.fori_loop(0, depth, step, (value, value))[1]
+
+
+def _start(correlation, depth, dual):
+  """The correlation in float32 at least, and where it is 1 up to rounding: there the recursion would leave 1."""
+  check_float("correlation", correlation)
+  check_depth(depth)
+  check_dual(dual)
+  dtype = jnp.promote_types(jnp.result_type(correlation), jnp.float32)
+  value = jnp.clip(jnp.asarray(correlation, dtype), -1, 1)
+  one = value >= 1 - 4 * jnp.finfo(dtype).eps
+  return jnp.where(one, 1, value), one
+
+
+def log_deep_kernels(
+  log_correlation: jax.Array, *, depth: int, coefficients: Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+  """Logarithms of the NNGP and the neural tangent kernel on the sphere, for a Hermite expansion, without underflow.
+
+  With the powers' weights `p_k = coefficients_k^2`, scaled to sum to 1, the recursions are `log S' = log sum_k p_k S^k`
+  and `log K' = log(S' + K sum_k k p_k S^(k-1))`.
+
+  >>> import jax.numpy as jnp
+  >>> nngp, ntk = log_deep_kernels(jnp.log(jnp.array(0.5)), depth=8, coefficients=[0.0, 0.0, 0.0, 1.0])
+  >>> round(float(nngp / jnp.log(0.5)))  # 0.5^(3^8)
+  6561
+
+  Args:
+    log_correlation: floating `[...]`, at most 0; logarithms of non-negative correlations.
+    depth: static; number of hidden layers.
+    coefficients: static; numbers, those of `hermite_activation`.
+
+  Returns:
+    (log NNGP, log NTK), `[...]`, float32 at least.
+
+  Raises:
+    ValueError: when an argument does not fit or all coefficients are zero.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the NNGP and NTK recursions.
+  """
+  check_float("log_correlation", log_correlation)
+  check_depth(depth)
+  squares = np.square(np.asarray(coefficients, np.float64))
+  if squares.ndim != 1 or not np.isfinite(squares).all() or not squares.sum() > 0:
+    raise ValueError(f"coefficients must be finite numbers, not all zero, got {coefficients!r}.")
+  squares = squares / squares.sum()
+  start = jnp.asarray(log_correlation, jnp.promote_types(jnp.result_type(log_correlation), jnp.float32))
+  slopes = np.arange(len(squares)) * squares
+  if not slopes.any():  # a constant activation
+    return jnp.where(depth > 0, jnp.zeros_like(start), start), jnp.where(depth > 0, jnp.zeros_like(start), start)
+
+  def step(_, logs):
+    nngp, ntk = logs
+    after = _log_series(nngp, squares)
+    return after, jnp.logaddexp(after, ntk + _log_series(nngp, slopes[1:]))
+
+  return jax.lax.fori_loop(0, depth, step, (start, start))
+
+
+def _log_series(log_x, weights):
+  """`log sum_k weights_k x^k`; near `x = 1` as the total's logarithm plus that of `1 - …`, without cancellation."""
+  powers = [k for k, weight in enumerate(weights) if weight > 0]
+  total = weights.sum()
+  finite = jnp.maximum(log_x, jnp.finfo(log_x.dtype).min / (2 * len(weights)))
+  far = jax.nn.logsumexp(jnp.stack([math.log(weights[k]) + k * finite for k in powers]), axis=0)
+  near = jnp.maximum(log_x, -0.5)
+  close = math.log(total) + jnp.log1p(sum(weights[k] / total * jnp.expm1(k * near) for k in powers))
+  return jnp.where(log_x > -0.5, close, far)
+
+
+def koenigs(correlation: jax.Array, dual: DualActivation, *, iterations: int = 200) -> jax.Array:
+  """The singular kernel `psi(xi) = lim_L dual^(L)(xi) / dual'(0)^L` of infinite depth, for `dual(0) = 0 < dual'(0)`.
+
+  It solves `psi(dual(xi)) = dual'(0) psi(xi)` with `psi'(0) = 1`, and behaves like `(1 - xi)^(-a / 2)` near 1, `a`
+  being the `singularity_exponent`. With `dual.complement` it keeps its relative accuracy up to there.
+
+  >>> import jax.numpy as jnp
+  >>> round(0.02 * float(koenigs(jnp.array(0.99), optimal_dual(2))), 3)
+  1.201
+
+  Args:
+    correlation: floating `[...]` in (-1, 1]; infinite at 1.
+    dual: static; of a normalized activation with zero mean and a linear part.
+    iterations: static; number of iterations.
+
+  Returns:
+    `[...]`, float32 at least.
+
+  Raises:
+    ValueError: when `iterations` or `dual` does not fit.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the singular-kernel limit; Koenigs, "Recherches sur les intégrales
+    de certaines équations fonctionnelles", 1884.
+  """
+  value, one = _start(correlation, iterations, dual)
+  slope = dual.derivative(jnp.zeros((), value.dtype))
+  tiny = jnp.finfo(value.dtype).tiny ** 0.4  # whose square, in the ratio's gradient, does not vanish
+  complement = dual.complement or (lambda t: 1 - dual.covariance(1 - t))
+
+  def step(_, carry):
+    s, t, psi = carry
+    near = t < 0.5
+    left = complement(jnp.where(near, t, 0.25))
+    after = jnp.where(near, 1 - left, dual.covariance(s))
+    usable = jnp.abs(s) > tiny
+    ratio = jnp.where(usable, after / (slope * jnp.where(usable, s, 1)), 1)  # 1 is its limit at 0
+    return after, jnp.where(near, left, 1 - after), psi * ratio
+
+  psi = jax.lax.fori_loop(0, iterations, step, (value, 1 - value, value))[2]
+  return jnp.where(one, jnp.inf, psi)
+
+
+def singularity_exponent(dual: DualActivation) -> jax.Array:
+  """The exponent `a = -2 log dual'(0) / log dual'(1)` with which the limiting kernel grows, `|x - x'|^-a`.
+
+  The vote of that kernel is consistent for every distribution on a sphere of dimension `a`.
+
+  >>> round(float(singularity_exponent(optimal_dual(4))), 4)
+  4.0
+
+  Args:
+    dual: of a normalized activation with zero mean.
+
+  Returns:
+    Scalar, float32 or, where enabled, float64.
+
+  Raises:
+    ValueError: when `dual` is not a dual activation.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the order of the singularity; Devroye, Gyorfi, Krzyzak, "The
+    Hilbert Kernel Regression Estimate", Journal of Multivariate Analysis 1998.
+  """
+  check_dual(dual)
+  one = jnp.ones((), jnp.result_type(float))
+  return -2 * jnp.log(dual.derivative(0 * one)) / jnp.log(dual.derivative(one))
+
+
+def depth_taxonomy(dual: DualActivation, *, tolerance: float = 1e-5) -> str:
+  """What the classifier of a normalized activation becomes with infinite depth.
+
+  With `A^2 = dual(0)`, `A'^2 = dual'(0)`, `B' = dual'(1)`: `"1nn"` for A = A' = 0, `"singular"` for A = 0, A' != 0,
+  `"majority"` for A != 0, B' >= 1, else `"degenerate"` (the kernel becomes constant); so is a linear activation.
+
+  >>> from jaxreg.kernels.dual_activations import hermite_dual, relu_dual
+  >>> depth_taxonomy(normalize_dual(relu_dual())), depth_taxonomy(hermite_dual([0, 0, 0, 1]))
+  ('majority', '1nn')
+
+  Args:
+    dual: static; of a normalized activation with fixed hyperparameters.
+    tolerance: static; what counts as zero.
+
+  Returns:
+    The rule's name.
+
+  Raises:
+    ValueError: when the activation is not normalized.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the taxonomy of infinitely wide and deep networks.
+  """
+  check_dual(dual)
+  with jax.ensure_compile_time_eval():
+    one, mean, linear, slope = map(
+      float, (dual.covariance(1.0), dual.covariance(0.0), dual.derivative(0.0), dual.derivative(1.0))
+    )
+  if abs(one - 1) > tolerance:
+    raise ValueError(f"dual must be of a normalized activation, with value 1 at correlation 1, got {one}.")
+  if mean <= tolerance:
+    if slope <= 1 + tolerance:
+      return "degenerate"
+    return "1nn" if linear <= tolerance else "singular"
+  return "majority" if slope >= 1 - tolerance else "degenerate"
+
+
+def optimal_dual(dimension: int) -> DualActivation:
+  """An activation, with its dual, whose infinitely deep classifier is consistent on the sphere of some dimension.
+
+  For dimension 1 it is `(h_1 + h_7) / sqrt 2` in orthonormal Hermite polynomials, else
+  `2^(-d/4) (h_1 + h_3) + sqrt(1 - 2^(1 - d/2)) h_2`; the singularity exponent is d.
+
+  >>> optimal_dual(2).covariance(0.5).tolist()  # (xi + xi^3) / 2
+  0.3125
+
+  Args:
+    dimension: static; positive, that of the sphere: the number of features less one.
+
+  Returns:
+    The dual activation; its `activation` is the function for a network.
+
+  Raises:
+    ValueError: when `dimension` is not a positive integer.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, activations that achieve optimality.
+  """
+  if not isinstance(dimension, int) or dimension < 1:
+    raise ValueError(f"dimension must be a positive integer, got {dimension!r}.")
+  return hermite_dual(optimal_coefficients(dimension))
+
+
+def optimal_coefficients(dimension: int) -> list[float]:
+  """The Hermite coefficients of the activation of `optimal_dual`."""
+  if dimension == 1:
+    return [0.0, math.sqrt(0.5), 0.0, 0.0, 0.0, 0.0, 0.0, math.sqrt(0.5)]
+  edge = 2 ** (-dimension / 4)
+  return [0.0, edge, math.sqrt(1 - 2 ** (1 - dimension / 2)), edge]
+
+
+def sine_sphere_dual(q: float | jax.Array) -> DualActivation:
+  """The normalized sine `sin(sqrt(q) z) / sqrt(exp(-q) sinh q)` with the dual `sinh(q xi) / sinh q`.
+
+  >>> round(float(singularity_exponent(sine_sphere_dual(2.676))), 3)
+  2.0
+
+  Args:
+    q: positive scalar; may be traced.
+
+  Returns:
+    The dual activation.
+
+  Raises:
+    ValueError: when `q` is not positive.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the sine activation of the experiments.
+  """
+  check_hyperparameter("q", q, low=0, open_low=True)
+  dual = normalize_dual(sine_dual(frequency=q**0.5))
+
+  def complement(t):
+    q_ = jnp.asarray(q, jnp.result_type(t))
+    # 2 cosh(q - q t / 2) sinh(q t / 2) / sinh q, each over its exponential
+    return -(1 + jnp.exp(-q_ * (2 - t))) * jnp.expm1(-q_ * t) / -jnp.expm1(-2 * q_)
+
+  return DualActivation(dual.activation, dual.covariance, dual.derivative, complement)
+
+
+def solve_sine_frequency(exponent: float) -> float:
+  """The `q` at which `sine_sphere_dual` has a given singularity exponent.
+
+  >>> round(solve_sine_frequency(4.0), 4)
+  6.1354
+
+  Args:
+    exponent: static; greater than 1, the exponent at `q = 0`.
+
+  Returns:
+    `q`.
+
+  Raises:
+    ValueError: when `exponent` is not greater than 1.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the sine activation of the experiments.
+  """
+  check_hyperparameter("exponent", exponent, low=1, open_low=True)
+  low, high = 1e-3, 1.0
+  while _sine_exponent(high) < exponent:
+    high *= 2
+  for _ in range(200):
+    middle = (low + high) / 2
+    low, high = (middle, high) if _sine_exponent(middle) < exponent else (low, middle)
+  return (low + high) / 2
+
+
+def _sine_exponent(q):
+  log_sinh = q + math.log1p(-math.exp(-2 * q)) - math.log(2)
+  return -2 * (math.log(q) - log_sinh) / (math.log(q) - math.log(math.tanh(q)))
+
+
+def singular_vote(correlation: jax.Array, targets: jax.Array, dual: DualActivation, *, iterations: int = 200):
+  """The mean of the training targets weighted by `koenigs` kernels, the limit of infinite depth for `"singular"`.
+
+  >>> import jax.numpy as jnp
+  >>> vote = singular_vote(jnp.array([[0.9, 0.5]]), jnp.array([1.0, -1.0]), optimal_dual(2))
+  >>> bool(vote[0] > 0)
+  True
+
+  Args:
+    correlation: floating `[inputs, training inputs]`, non-negative.
+    targets: floating `[training inputs]` or `[training inputs, outputs]`.
+    dual: static; of a normalized activation with zero mean and a linear part.
+    iterations: static; see `koenigs`.
+
+  Returns:
+    `[inputs]` or `[inputs, outputs]`; a training input gets its own target.
+
+  Raises:
+    ValueError: when shapes or `dual` do not fit.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the singular-kernel limit.
+  """
+  _check_votes(correlation, targets)
+  return _weighted(jnp.log(jnp.maximum(koenigs(correlation, dual, iterations=iterations), 0)), targets)
+
+
+def hilbert_vote(correlation: jax.Array, targets: jax.Array, *, exponent: float | jax.Array) -> jax.Array:
+  """The Hilbert estimate, the mean of the training targets weighted by `|x - x_i|^-exponent`.
+
+  >>> import jax.numpy as jnp
+  >>> vote = hilbert_vote(jnp.array([[0.5, 0.0]]), jnp.array([1.0, -1.0]), exponent=2.0)
+  >>> round(float(vote[0]), 4)  # weights 2 : 1
+  0.3333
+
+  Args:
+    correlation: floating `[inputs, training inputs]`, inner products on the unit sphere.
+    targets: floating `[training inputs]` or `[training inputs, outputs]`.
+    exponent: non-negative scalar; consistent when it is the sphere's dimension; may be traced.
+
+  Returns:
+    `[inputs]` or `[inputs, outputs]`; a training input gets its own target.
+
+  Raises:
+    ValueError: when shapes do not fit or `exponent` is negative.
+
+  Reference: Devroye, Gyorfi, Krzyzak, "The Hilbert Kernel Regression Estimate", Journal of Multivariate Analysis 1998.
+  """
+  _check_votes(correlation, targets)
+  check_hyperparameter("exponent", exponent, low=0)
+  wide = jnp.asarray(correlation, jnp.promote_types(jnp.result_type(correlation), jnp.float32))
+  gap = 1 - jnp.clip(wide, -1, 1)
+  apart = gap > 0
+  return _weighted(jnp.where(apart, -exponent / 2 * jnp.log(jnp.where(apart, gap, 1)), jnp.inf), targets)
+
+
+def _weighted(log_weights, targets):
+  """The mean with weights that may overflow; infinite ones share everything."""
+  infinite = jnp.isposinf(log_weights)
+  any_infinite = infinite.any(-1, keepdims=True)
+  usual = jax.nn.softmax(jnp.where(any_infinite, 0, log_weights), axis=-1)
+  weights = jnp.where(any_infinite, infinite / jnp.maximum(infinite.sum(-1, keepdims=True), 1), usual)
+  return jnp.matmul(weights.astype(log_weights.dtype), targets, precision="highest")
+
+
+def nearest_neighbor_vote(correlation: jax.Array, targets: jax.Array) -> jax.Array:
+  """The target of the nearest training input, the limit of infinite depth for `"1nn"`.
+
+  >>> import jax.numpy as jnp
+  >>> nearest_neighbor_vote(jnp.array([[0.9, 0.5]]), jnp.array([1.0, -1.0])).tolist()
+  [1.0]
+
+  Args:
+    correlation: floating `[inputs, training inputs]`.
+    targets: floating `[training inputs]` or `[training inputs, outputs]`.
+
+  Returns:
+    `[inputs]` or `[inputs, outputs]`.
+
+  Raises:
+    ValueError: when shapes do not fit.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the nearest-neighbour limit.
+  """
+  _check_votes(correlation, targets)
+  return targets[jnp.argmax(correlation, -1)]
+
+
+def majority_vote(correlation: jax.Array, targets: jax.Array) -> jax.Array:
+  """The mean training target for every input, the limit of infinite depth for `"majority"`.
+
+  >>> import jax.numpy as jnp
+  >>> majority_vote(jnp.zeros((2, 4)), jnp.array([1.0, -1.0, -1.0, -1.0])).tolist()
+  [-0.5, -0.5]
+
+  Args:
+    correlation: floating `[inputs, training inputs]`.
+    targets: floating `[training inputs]` or `[training inputs, outputs]`.
+
+  Returns:
+    `[inputs]` or `[inputs, outputs]`.
+
+  Raises:
+    ValueError: when shapes do not fit.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the majority limit.
+  """
+  _check_votes(correlation, targets)
+  return jnp.broadcast_to(jnp.mean(targets, 0), correlation.shape[:-1] + targets.shape[1:])
+
+
+def _check_votes(correlation, targets):
+  check_float("correlation", correlation)
+  check_float("targets", targets)
+  if jnp.ndim(correlation) != 2 or jnp.shape(targets)[:1] != jnp.shape(correlation)[1:]:
+    raise ValueError(
+      "correlation must be [inputs, training inputs] and targets [training inputs, ...],"
+      f" got shapes {jnp.shape(correlation)} and {jnp.shape(targets)}."
+    )

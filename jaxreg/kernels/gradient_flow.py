@@ -1,0 +1,276 @@
+"""Training of linear models and networks of infinite width on squared loss, in closed form at any time.
+
+The loss is `1/2 sum_i |f(x_i) - y_i|^2 + ridge / 2 |theta - theta_0|^2`. Under a fixed tangent kernel K the function at
+time t is `f_0(x) + K(x, X) c(t)`, with coefficients c that depend on the residuals `y - f_0(X)` at the start:
+
+>>> import jax.numpy as jnp
+>>> gram, targets = jnp.array([[2.0, 1.0], [1.0, 2.0]]), jnp.array([1.0, -1.0])
+>>> eigen = kernel_eigensystem(gram)
+>>> (gram @ gradient_flow_coefficients(eigen, targets, time=jnp.inf)).round(4).tolist()
+[1.0, -1.0]
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.checks import check_float, check_hyperparameter
+
+__all__ = [
+  "Eigensystem",
+  "class_targets",
+  "gradient_descent_coefficients",
+  "gradient_flow_coefficients",
+  "kernel_classify",
+  "kernel_eigensystem",
+  "kernel_regression",
+]
+
+
+class Eigensystem(NamedTuple):
+  """Eigenvalues, ascending and not negative, and eigenvectors of a Gram matrix, computed once for all times.
+
+  Attributes:
+    values: `[training inputs]`.
+    vectors: `[training inputs, training inputs]`, one eigenvector per column.
+  """
+
+  values: jax.Array
+  vectors: jax.Array
+
+
+def kernel_eigensystem(gram: jax.Array) -> Eigensystem:
+  """The eigendecomposition of a Gram matrix; what rounding made negative is zero.
+
+  >>> import jax.numpy as jnp
+  >>> kernel_eigensystem(jnp.array([[2.0, 0.0], [0.0, 1.0]])).values.tolist()
+  [1.0, 2.0]
+
+  Args:
+    gram: floating `[training inputs, training inputs]`, symmetric.
+
+  Returns:
+    The eigensystem, float32 at least.
+
+  Raises:
+    ValueError: when `gram` is not a square matrix of floats.
+
+  Reference: none (linear algebra).
+  """
+  check_gram(gram)
+  values, vectors = jnp.linalg.eigh(gram.astype(jnp.promote_types(gram.dtype, jnp.float32)))
+  return Eigensystem(jnp.maximum(values, 0), vectors)
+
+
+def check_gram(gram) -> None:
+  """Raises ValueError unless `gram` is a square matrix of floats."""
+  check_float("gram", gram)
+  if jnp.ndim(gram) != 2 or jnp.shape(gram)[0] != jnp.shape(gram)[1]:
+    raise ValueError(f"gram must be a square matrix, got shape {jnp.shape(gram)}.")
+
+
+def _check_rows(name, array, count):
+  check_float(name, array)
+  if jnp.ndim(array) not in (1, 2) or jnp.shape(array)[0] != count:
+    raise ValueError(f"{name} must be [{count}] or [{count}, outputs], got shape {jnp.shape(array)}.")
+
+
+def gradient_flow_coefficients(
+  eigensystem: Eigensystem, residuals: jax.Array, *, time: float | jax.Array, ridge: float | jax.Array = 0.0
+) -> jax.Array:
+  """Coefficients after gradient flow: `c = (K + ridge)^-1 (1 - exp(-(K + ridge) time)) residuals`.
+
+  At infinite time and without a ridge this is the least-norm interpolant: directions in which the kernel vanishes, up
+  to rounding, are left out.
+
+  >>> import jax.numpy as jnp
+  >>> eigen = kernel_eigensystem(jnp.array([[1.0]]))
+  >>> [round(float(gradient_flow_coefficients(eigen, jnp.ones(1), time=t)[0]), 4) for t in (0.0, 1.0, jnp.inf)]
+  [0.0, 0.6321, 1.0]
+
+  Args:
+    eigensystem: of the Gram matrix of the training inputs.
+    residuals: floating `[training inputs]` or `[training inputs, outputs]`, targets less the outputs at time 0.
+    time: non-negative scalar, may be infinite; may be traced. For the mean loss divide it by the number of inputs.
+    ridge: non-negative scalar; may be traced.
+
+  Returns:
+    Shaped like `residuals`: the predictions are `f_0(x) + K(x, X) c`.
+
+  Raises:
+    ValueError: when shapes do not fit or a hyperparameter is negative.
+
+  Reference: Lee et al., "Wide Neural Networks of Any Depth Evolve as Linear Models Under Gradient Descent", NeurIPS
+    2019, equations 9 to 11 (with a ridge: derived anew).
+  """
+  check_hyperparameter("time", time, low=0)
+  check_hyperparameter("ridge", ridge, low=0)
+  return _filtered(eigensystem, residuals, ridge, lambda rates: _flow_filter(rates, time))
+
+
+def _flow_filter(rates, time):
+  """`(1 - exp(-rate time)) / rate`, `time` at rate 0."""
+  time = jnp.asarray(time, rates.dtype)
+  positive = rates > 0
+  safe = jnp.where(positive, rates, 1)
+  late = jnp.isinf(time)
+  finite = jnp.where(late, 1, time)
+  filtered = jnp.where(positive, -jnp.expm1(-safe * finite) / safe, finite)
+  return jnp.where(late, 1 / safe * positive, filtered)
+
+
+def gradient_descent_coefficients(
+  eigensystem: Eigensystem,
+  residuals: jax.Array,
+  *,
+  steps: float | jax.Array,
+  learning_rate: float | jax.Array,
+  ridge: float | jax.Array = 0.0,
+) -> jax.Array:
+  """Coefficients after gradient descent: `c = (K + ridge)^-1 (1 - (1 - learning_rate (K + ridge))^steps) residuals`.
+
+  It converges when `learning_rate (K + ridge) < 2` for all eigenvalues.
+
+  >>> import jax.numpy as jnp
+  >>> eigen = kernel_eigensystem(jnp.array([[1.0]]))
+  >>> after = lambda t: gradient_descent_coefficients(eigen, jnp.ones(1), steps=t, learning_rate=0.5)
+  >>> [float(after(t)[0]) for t in (0, 1, 2, jnp.inf)]
+  [0.0, 0.5, 0.75, 1.0]
+
+  Args:
+    eigensystem: of the Gram matrix of the training inputs.
+    residuals: floating `[training inputs]` or `[training inputs, outputs]`, targets less the outputs at the start.
+    steps: non-negative whole number, may be infinite; may be traced.
+    learning_rate: non-negative scalar; may be traced.
+    ridge: non-negative scalar; may be traced.
+
+  Returns:
+    Shaped like `residuals`: the predictions are `f_0(x) + K(x, X) c`.
+
+  Raises:
+    ValueError: when shapes do not fit or a hyperparameter is negative.
+
+  Reference: Lee et al., "Wide Neural Networks of Any Depth Evolve as Linear Models Under Gradient Descent", NeurIPS
+    2019, Section 2.2 (discrete time: derived anew).
+  """
+  check_hyperparameter("steps", steps, low=0)
+  check_hyperparameter("learning_rate", learning_rate, low=0)
+  check_hyperparameter("ridge", ridge, low=0)
+  return _filtered(eigensystem, residuals, ridge, lambda rates: _descent_filter(rates, steps, learning_rate))
+
+
+def _descent_filter(rates, steps, learning_rate):
+  steps, learning_rate = jnp.asarray(steps, rates.dtype), jnp.asarray(learning_rate, rates.dtype)
+  positive = rates * learning_rate > 0
+  safe = jnp.where(positive, rates, 1)
+  late = jnp.isinf(steps)
+  count = jnp.where(late, 1, steps)
+  factor = learning_rate * safe
+  # Below 1 by logarithms, so that small rates keep their digits; beyond, the signs alternate.
+  slow = factor < 0.5
+  small = -jnp.expm1(count * jnp.log1p(-jnp.where(slow, factor, 0.25)))
+  sign = jnp.where(factor > 1, jnp.where(count % 2 == 1, -1, 1), 1)
+  gap = jnp.abs(1 - jnp.where(slow, 0.25, factor))
+  nonzero = gap > 0
+  power = jnp.where(nonzero, jnp.exp(count * jnp.log(jnp.where(nonzero, gap, 1))), count == 0)
+  large = 1 - sign * power
+  filtered = jnp.where(positive, jnp.where(slow, small, large) / safe, count * learning_rate)
+  limit = jnp.where(factor < 2, 1 / safe, jnp.where(factor == 2, jnp.nan, jnp.inf)) * positive
+  return jnp.where(late, limit, filtered)
+
+
+def _filtered(eigensystem, residuals, ridge, of):
+  values, vectors = eigensystem
+  _check_rows("residuals", residuals, values.shape[0])
+  noise = values.shape[0] * jnp.finfo(values.dtype).eps * values[-1]
+  rates = jnp.where(values > noise, values, 0) + jnp.asarray(ridge, values.dtype)
+  rotate = lambda matrix, x: jnp.tensordot(matrix, x, 1, precision="highest")
+  components = rotate(vectors.T, residuals.astype(values.dtype))
+  return rotate(vectors, (of(rates) * components.T).T)
+
+
+def kernel_regression(gram: jax.Array, targets: jax.Array, *, ridge: float | jax.Array = 0.0) -> jax.Array:
+  """Coefficients `c = (K + ridge)^-1 targets` of kernel (ridge) regression, by Cholesky factorization.
+
+  >>> import jax.numpy as jnp
+  >>> kernel_regression(jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([1.0, 1.0])).round(4).tolist()
+  [0.5, 1.0]
+
+  Args:
+    gram: floating `[training inputs, training inputs]`, positive definite together with the ridge: without one no two
+      training inputs may coincide. The result is not a number where rounding makes the matrix indefinite.
+    targets: floating `[training inputs]` or `[training inputs, outputs]`.
+    ridge: non-negative scalar; may be traced.
+
+  Returns:
+    Shaped like `targets`, float32 at least: the predictions are `K(x, X) c`.
+
+  Raises:
+    ValueError: when shapes do not fit or `ridge` is negative.
+
+  Reference: Radhakrishnan, Belkin, Uhler, "Wide and Deep Neural Networks Achieve Optimality for Classification",
+    PNAS 2023, the kernel machine of a trained network.
+  """
+  check_gram(gram)
+  _check_rows("targets", targets, jnp.shape(gram)[0])
+  check_hyperparameter("ridge", ridge, low=0)
+  dtype = jnp.promote_types(jnp.result_type(gram, targets), jnp.float32)
+  matrix = gram.astype(dtype) + jnp.asarray(ridge, dtype) * jnp.eye(gram.shape[0], dtype=dtype)
+  return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix, lower=True), targets.astype(dtype))
+
+
+def class_targets(labels: jax.Array, *, num_classes: int, dtype=jnp.float32) -> jax.Array:
+  """Regression targets of classes: one-hot less `1 / num_classes`, so that they sum to zero over the classes.
+
+  >>> import jax.numpy as jnp
+  >>> class_targets(jnp.array([1]), num_classes=2).tolist()
+  [[-0.5, 0.5]]
+
+  Args:
+    labels: integers `[training inputs]`.
+    num_classes: static; at least 2.
+    dtype: static; of the result.
+
+  Returns:
+    `[training inputs, num_classes]`.
+
+  Raises:
+    ValueError: when the labels are not integers or `num_classes` is less than 2.
+
+  Reference: Lee et al., "Deep Neural Networks as Gaussian Processes", ICLR 2018, Section 3.1.
+  """
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    raise ValueError(f"labels must be integer class indices, got dtype {jnp.result_type(labels)}.")
+  if num_classes < 2:
+    raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
+  return jax.nn.one_hot(labels, num_classes, dtype=dtype) - jnp.asarray(1 / num_classes, dtype)
+
+
+def kernel_classify(cross: jax.Array, coefficients: jax.Array) -> jax.Array:
+  """Classes predicted by kernel regression on `class_targets`, or signs (+1 at zero) for targets of one output.
+
+  >>> import jax.numpy as jnp
+  >>> kernel_classify(jnp.array([[1.0, 0.2]]), jnp.array([[-0.5, 0.5], [0.5, -0.5]])).tolist()
+  [1]
+
+  Args:
+    cross: floating `[inputs, training inputs]`, kernels; a positive factor per row changes nothing.
+    coefficients: floating `[training inputs, classes]`, or `[training inputs]` for two classes -1 and 1.
+
+  Returns:
+    `[inputs]`, int32 class indices or signs.
+
+  Raises:
+    ValueError: when shapes do not fit.
+
+  Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the classifier of a trained network.
+  """
+  check_float("cross", cross)
+  if jnp.ndim(cross) != 2:
+    raise ValueError(f"cross must be [inputs, training inputs], got shape {jnp.shape(cross)}.")
+  _check_rows("coefficients", coefficients, jnp.shape(cross)[1])
+  scores = jnp.matmul(cross, coefficients, precision="highest")
+  if scores.ndim == 2:
+    return jnp.argmax(scores, -1).astype(jnp.int32)
+  return jnp.where(scores >= 0, 1, -1).astype(jnp.int32)

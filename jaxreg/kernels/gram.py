@@ -1,0 +1,104 @@
+"""Gram matrices of many examples, tile by tile: memory for one tile beside the result, devices sharing the tiles."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+__all__ = ["tiled_gram"]
+
+
+def tiled_gram(
+  kernel: Callable, inputs1: jax.Array, inputs2: jax.Array | None = None, *, tile: int, mesh: Mesh | None = None
+):
+  """Kernels between all pairs of inputs, computed in tiles, each pair of a symmetric matrix once.
+
+  >>> import jax.numpy as jnp
+  >>> linear = lambda x, y: x @ (x if y is None else y).T
+  >>> x = jnp.arange(6.0).reshape(3, 2)
+  >>> bool(jnp.allclose(tiled_gram(linear, x, tile=2), x @ x.T))
+  True
+
+  Args:
+    kernel: static; `(tile of inputs1, tile of inputs2) -> [tile, tile, ...]`, an array or a tree of arrays; it gets
+      None in place of the second tile on the diagonal of a symmetric matrix, where both are the same. Kernels with
+      matrices as values, `[tile, tile, outputs, outputs]`, satisfy `K(x, y) = K(y, x)^T`.
+    inputs1: `[inputs1, ...]`.
+    inputs2: `[inputs2, ...]`, or None for the symmetric matrix of `inputs1`.
+    tile: static; positive number of inputs on either side of a tile.
+    mesh: static; the tiles are shared among all its devices, each of which holds all inputs; None for one device.
+
+  Returns:
+    `[inputs1, inputs2, ...]` for every array of the kernel.
+
+  Raises:
+    ValueError: when `tile` is not positive.
+
+  Reference: Novak et al., "Neural Tangents: Fast and Easy Infinite Neural Networks in Python", ICLR 2020, Section 3
+    (batching and multiple devices).
+  """
+  if not isinstance(tile, int) or tile < 1:
+    raise ValueError(f"tile must be a positive integer, got {tile!r}.")
+  rows = _tiles(inputs1, tile)
+  blocks1 = len(rows)
+  if inputs2 is not None:
+    columns = _tiles(inputs2, tile)
+    first, second = (index.reshape(-1) for index in np.indices((blocks1, len(columns))))
+    blocks = _each(lambda i, j, x, y: kernel(x[i], y[j]), (first, second), (rows, columns), mesh)
+    shape = (blocks1, len(columns))
+    return jax.tree.map(lambda b: _join(b.reshape(shape + b.shape[1:]), len(inputs1), len(inputs2)), blocks)
+  index = np.arange(blocks1)
+  first, second = np.triu_indices(blocks1, 1)
+  diagonal = _each(lambda i, x: kernel(x[i], None), (index,), (rows,), mesh)
+  if not len(first):
+    return jax.tree.map(lambda b: b[0, : len(inputs1), : len(inputs1)], diagonal)
+  above = _each(lambda i, j, x: kernel(x[i], x[j]), (first, second), (rows,), mesh)
+
+  def assemble(diagonal, above):
+    # A gather: tile (i, j) is at its place among those on and above the diagonal, or the mirror image of tile (j, i).
+    stacked = jnp.concatenate([diagonal, above, _mirror(above)])
+    place = np.zeros((blocks1, blocks1), np.int64)
+    place[index, index] = index
+    place[first, second] = blocks1 + np.arange(len(first))
+    place[second, first] = blocks1 + len(first) + np.arange(len(first))
+    return _join(stacked[place], len(inputs1), len(inputs1))
+
+  return jax.tree.map(assemble, diagonal, above)
+
+
+def _tiles(inputs, tile):
+  """`[tiles, tile, ...]`; the last input fills the last tile."""
+  count = len(inputs)
+  index = np.minimum(np.arange(-(-count // tile) * tile), count - 1)
+  return inputs[index].reshape((-1, tile) + inputs.shape[1:])
+
+
+def _mirror(blocks):
+  swapped = jnp.swapaxes(blocks, 1, 2)
+  return jnp.swapaxes(swapped, 3, 4) if blocks.ndim == 5 else swapped
+
+
+def _join(blocks, rows, columns):
+  joined = jnp.swapaxes(blocks, 1, 2)
+  shape = (joined.shape[0] * joined.shape[1], joined.shape[2] * joined.shape[3]) + joined.shape[4:]
+  return joined.reshape(shape)[:rows, :columns]
+
+
+def _each(function, indices, inputs, mesh):
+  """The function of every index, one after the other; with a mesh every device takes its share of them."""
+  if mesh is None:
+    return jax.lax.map(lambda index: function(*index, *inputs), indices)
+  count, devices = len(indices[0]), mesh.size
+  padded = [np.minimum(np.arange(-(-count // devices) * devices), count - 1) for _ in indices]
+  spread = PartitionSpec(mesh.axis_names)
+  mapped = jax.shard_map(
+    lambda indices, inputs: jax.lax.map(lambda index: function(*index, *inputs), indices),
+    mesh=mesh,
+    in_specs=(spread, PartitionSpec()),
+    out_specs=spread,
+    check_vma=False,
+  )
+  blocks = mapped(tuple(index[place] for index, place in zip(indices, padded, strict=True)), inputs)
+  return jax.tree.map(lambda b: b[:count], blocks)

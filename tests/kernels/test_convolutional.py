@@ -1,0 +1,153 @@
+"""Kernels of convolutional networks: against wide networks, the definition, and each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg.kernels import convolutional as conv
+from jaxreg.kernels import dual_activations as duals
+from jaxreg.kernels import empirical
+from jaxreg.kernels import infinite_width as iw
+
+RELU = duals.relu_dual()
+
+
+@pytest.fixture
+def images():
+  rng = np.random.default_rng(0)
+  return (jnp.asarray(rng.normal(size=(n, 5, 4, 2)), jnp.float32) for n in (3, 2))
+
+
+def network(pool, stride, circular, params, x):
+  """Two convolutions, ReLU after each, and a linear output, in NTK parameterization with bias variance 0.3."""
+  for index, (w, b) in enumerate(params[:-1]):
+    half = w.shape[0] // 2
+    x = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)), mode="wrap" if circular else "constant")
+    x = (
+      jax.lax.conv_general_dilated(
+        x, w, (stride if index == 0 else 1,) * 2, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+      )
+      / np.sqrt(np.prod(w.shape[:3]) / 1.7)
+      + jnp.sqrt(0.3) * b
+    )
+    x = jax.nn.relu(x)
+  x = x.mean((1, 2)) if pool else x.reshape(len(x), -1)
+  return (x @ params[-1] / np.sqrt(x.shape[1]))[:, 0]
+
+
+def params_of(key, pool, positions, channels=64):
+  keys = jax.random.split(key, 5)
+  layers = [
+    (jax.random.normal(keys[2 * i], (3, 3, n, channels)), jax.random.normal(keys[2 * i + 1], (channels,)))
+    for i, n in enumerate((2, channels))
+  ]
+  return [*layers, jax.random.normal(keys[4], ((1 if pool else positions) * channels, 1))]
+
+
+@pytest.mark.parametrize("pool, stride, padding", [(True, 1, "zero"), (False, 2, "zero"), (True, 2, "circular")])
+def test_mean_kernel_of_wide_networks(images, pool, stride, padding):
+  first, second = images
+  layer = functools.partial(conv.convolution, size=3, padding=padding, weight_variance=1.7, bias_variance=0.3)
+  state = (conv.image_state if pool else conv.pixel_state)(first, second)
+  state = iw.activate(layer(iw.activate(layer(state, stride=stride), RELU)), RELU)
+  state = iw.dense((conv.global_average_pool if pool else conv.flatten)(state))
+
+  def kernel(key):
+    params = params_of(key, pool, positions=6 if stride == 2 else 20)
+    apply = functools.partial(network, pool, stride, padding == "circular")
+    return empirical.ntk_by_vector_products(apply, params, first, second)
+
+  mean = jax.jit(lambda keys: jax.lax.map(kernel, keys).mean(0))(jax.random.split(jax.random.key(0), 48))
+  # A network's kernel varies by a fifth, mostly a factor common to all inputs, so that ratios are closer.
+  np.testing.assert_allclose(mean, state.ntk, atol=0.12 * float(state.ntk.max()))
+  np.testing.assert_allclose(mean / mean.mean(), state.ntk / state.ntk.mean(), atol=0.04)
+
+
+def test_windows_by_definition(x64, images):
+  images = next(images).astype(jnp.float64)
+  state = conv.image_state(images)
+  covariance = np.asarray(state.covariance)
+  for mode, padding in (("constant", "zero"), ("wrap", "circular")):
+    got = conv.convolution(state, size=3, stride=2, padding=padding, weight_variance=2.0, bias_variance=0.1)
+    padded = np.pad(covariance, ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1), (1, 1)), mode=mode)
+    total = sum(
+      padded[:, :, i : i + 5 : 2, i : i + 5 : 2, j : j + 4 : 2, j : j + 4 : 2] for i in range(3) for j in range(3)
+    )
+    np.testing.assert_allclose(got.covariance, 2 * total / 9 + 0.1, rtol=1e-12)
+    np.testing.assert_allclose(got.ntk, got.covariance, rtol=1e-12)
+
+
+def test_both_forms_agree_and_diagonals_are_exact(images):
+  first, second = images
+
+  def run(state):
+    state = conv.convolution(state, size=3, stride=2, bias_variance=0.2)
+    state = iw.activate(iw.layer_norm(state), duals.gelu_dual())
+    branch = lambda s: conv.convolution(iw.activate(s, RELU), size=3, padding="circular", weight_variance=2.0)
+    return conv.flatten(iw.residual(conv.convolution(state, size=1), branch))
+
+  for pair in ((first, second), (first,)):
+    full, pixels = (jax.jit(lambda *p, of=of: run(of(*p)))(*pair) for of in (conv.image_state, conv.pixel_state))
+    for a, b in zip(full, pixels, strict=True):
+      np.testing.assert_allclose(a, b, rtol=2e-5)
+  np.testing.assert_allclose(np.diagonal(full.covariance), full.variance1, rtol=1e-5)
+
+
+def test_pooling_by_definition(images):
+  first, second = (x[:, :4] for x in images)
+  state = conv.image_state(first, second)
+  pooled = conv.average_pool(state, size=2)
+  by_hand = conv.image_state(*(x.reshape(len(x), 2, 2, 2, 2, 2).mean((2, 4)) for x in (first, second)))
+  for got, expected in zip(pooled, by_hand, strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  whole = conv.global_average_pool(pooled)
+  np.testing.assert_allclose(whole.covariance, first.mean((1, 2)) @ second.mean((1, 2)).T / 2, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(whole.variance1, jnp.square(first.mean((1, 2))).mean(-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding, stride", [("zero", 2), ("circular", 1)])
+def test_first_convolution_is_dense_on_patches(images, padding, stride):
+  options = {"weight_variance": 1.7, "bias_variance": 0.3}
+  first, second = images
+  patches = [conv.image_patches(x, size=3, stride=stride, padding=padding) for x in (first, second)]
+  got = iw.dense(conv.image_state(*patches), **options)
+  expected = conv.convolution(conv.image_state(first, second), size=3, stride=stride, padding=padding, **options)
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_finite_at_equal_images(images):
+  first = next(images)
+
+  @jax.jit
+  @jax.grad
+  def gradient(x):
+    state = iw.activate(conv.convolution(conv.image_state(jnp.concatenate([x, x[:1], 0 * x[:1]])), size=3), RELU)
+    return jnp.sum(iw.dense(conv.global_average_pool(state)).ntk)
+
+  assert jnp.isfinite(gradient(first)).all()
+
+
+def test_bad_input(images):
+  first, second = images
+  state, vectors = conv.pixel_state(first), iw.input_state(jnp.ones((2, 3)))
+  for message, call in (
+    ("images1 must be", lambda: conv.image_state(first[0])),
+    ("images2 must be", lambda: conv.image_state(first, second[:, :2])),
+    ("size must be a positive odd", lambda: conv.convolution(state, size=2)),
+    ("images must be", lambda: conv.image_patches(first[0], size=3)),
+    ("padding must be", lambda: conv.image_patches(first, size=3, padding="same")),
+    ("stride must be", lambda: conv.convolution(state, size=3, stride=0)),
+    ("padding must be", lambda: conv.convolution(state, size=3, padding="same")),
+    ("weight_variance must lie", lambda: conv.convolution(state, size=3, weight_variance=-1.0)),
+    ("state must be of images", lambda: conv.convolution(vectors, size=3)),
+    ("state must be of image_state", lambda: conv.global_average_pool(state)),
+    ("state must be of image_state", lambda: conv.average_pool(state, size=2)),
+    ("size must be a positive divisor", lambda: conv.average_pool(conv.image_state(first), size=3)),
+    ("state must be of images", lambda: conv.flatten(vectors)),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call()

@@ -1,0 +1,132 @@
+"""Gradient flow and descent under a fixed kernel, kernel regression and classification."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate
+
+from jaxreg.kernels import gradient_flow as flow
+
+FEATURES = np.random.default_rng(0).normal(size=(6, 4))
+TARGETS = np.random.default_rng(1).normal(size=(6, 2))
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@pytest.mark.parametrize("features", [FEATURES, FEATURES.T])
+def test_flow_is_the_solution_of_the_differential_equation(x64, features, ridge):
+  """In the weights of a linear model, whose kernel is singular in the first case."""
+  inputs, targets = features[:, :4], TARGETS[: len(features), 0]
+  eigen = flow.kernel_eigensystem(jnp.asarray(inputs @ inputs.T))
+  field = lambda _, theta: inputs.T @ (targets - inputs @ theta) - ridge * theta
+  for time in (0.0, 0.1, 2.0):
+    exact = integrate.solve_ivp(field, (0, time), np.zeros(inputs.shape[1]), rtol=1e-10, atol=1e-12).y[:, -1]
+    got = inputs.T @ np.asarray(flow.gradient_flow_coefficients(eigen, jnp.asarray(targets), time=time, ridge=ridge))
+    np.testing.assert_allclose(got, exact, atol=1e-8)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [1e-4, 0.05, 0.1])
+def test_descent_is_descent(x64, ridge, rate):
+  eigen = flow.kernel_eigensystem(jnp.asarray(FEATURES @ FEATURES.T))
+  theta = np.zeros((4, 2))
+  for step in range(6):
+    got = flow.gradient_descent_coefficients(eigen, jnp.asarray(TARGETS), steps=step, learning_rate=rate, ridge=ridge)
+    np.testing.assert_allclose(FEATURES.T @ got, theta, rtol=1e-9, atol=1e-12)
+    theta = theta + rate * (FEATURES.T @ (TARGETS - FEATURES @ theta) - ridge * theta)
+
+
+def test_infinite_time(x64):
+  gram = jnp.asarray(FEATURES @ FEATURES.T)  # of rank 4
+  eigen, targets = flow.kernel_eigensystem(gram), jnp.asarray(TARGETS)
+  least_norm = np.linalg.lstsq(FEATURES, TARGETS, rcond=None)[0]
+  for call in (
+    lambda **options: flow.gradient_flow_coefficients(eigen, targets, time=jnp.inf, **options),
+    lambda **options: flow.gradient_descent_coefficients(eigen, targets, steps=jnp.inf, learning_rate=0.01, **options),
+  ):
+    np.testing.assert_allclose(FEATURES.T @ call(), least_norm, rtol=1e-9)
+    np.testing.assert_allclose(call(ridge=0.2), flow.kernel_regression(gram, targets, ridge=0.2), rtol=1e-9)
+  # Coefficients without effect grow with time, and so does the rounding of their product with the inputs.
+  late = flow.gradient_flow_coefficients(eigen, targets, time=1e6)
+  np.testing.assert_allclose(FEATURES.T @ late, least_norm, rtol=1e-7)
+
+
+def test_small_learning_rates_approach_the_flow(x64):
+  eigen = flow.kernel_eigensystem(jnp.asarray(FEATURES @ FEATURES.T))
+  exact = flow.gradient_flow_coefficients(eigen, jnp.asarray(TARGETS), time=0.7)
+  near = flow.gradient_descent_coefficients(eigen, jnp.asarray(TARGETS), steps=7e6, learning_rate=1e-7)
+  np.testing.assert_allclose(near, exact, rtol=1e-4)
+
+
+@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.given(seed=st.integers(0, 2**31), time=st.floats(0, 10))
+def test_training_error_falls(seed, time):
+  rng = np.random.default_rng(seed)
+  features, targets = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=6).astype(np.float32)
+  gram = jnp.asarray(features @ features.T)
+  eigen = flow.kernel_eigensystem(gram)
+  error = lambda t: float(
+    jnp.sum((gram @ flow.gradient_flow_coefficients(eigen, jnp.asarray(targets), time=t) - targets) ** 2)
+  )
+  assert error(time + 1) <= error(time) * (1 + 1e-3) + 1e-4
+
+
+def test_under_transformations():
+  gram, targets = jnp.asarray(FEATURES @ FEATURES.T, jnp.float32), jnp.asarray(TARGETS, jnp.float32)
+  eigen = flow.kernel_eigensystem(gram)
+  times = jnp.array([0.0, 0.5, jnp.inf])
+  mapped = jax.jit(jax.vmap(lambda t: flow.gradient_flow_coefficients(eigen, targets, time=t)))(times)
+  for index, time in enumerate(times.tolist()):
+    np.testing.assert_allclose(
+      mapped[index], flow.gradient_flow_coefficients(eigen, targets, time=time), rtol=1e-4, atol=1e-5
+    )
+  for time in times.tolist():
+    gradient = jax.grad(
+      lambda t, r: flow.gradient_flow_coefficients(eigen, targets, time=t, ridge=r).sum(), argnums=(0, 1)
+    )
+    assert all(jnp.isfinite(g) for g in gradient(time, 0.1))
+  assert flow.kernel_regression(gram.astype(jnp.bfloat16), targets, ridge=1.0).dtype == jnp.float32
+
+
+def test_classification_heads(x64):
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(30, 2))
+  labels = jnp.asarray((np.arctan2(inputs[:, 1], inputs[:, 0]) // 2.1 + 2).astype(np.int32) % 3)
+  distance = np.sum((inputs[:, None] - inputs) ** 2, -1)
+  gram = jnp.asarray(np.exp(-distance * 4))
+  targets = flow.class_targets(labels, num_classes=3, dtype=jnp.float64)
+  np.testing.assert_allclose(targets.sum(1), 0, atol=1e-12)
+  coefficients = flow.kernel_regression(gram, targets)
+  np.testing.assert_array_equal(flow.kernel_classify(gram, coefficients), labels)  # it interpolates
+  signs = jnp.where(labels == 0, 1.0, -1.0)
+  two = flow.class_targets((labels == 0).astype(jnp.int32), num_classes=2, dtype=jnp.float64)
+  cross = gram[:7] * 3
+  by_sign = flow.kernel_classify(cross, flow.kernel_regression(gram, signs, ridge=0.1))
+  by_class = flow.kernel_classify(cross, flow.kernel_regression(gram, two, ridge=0.1))
+  np.testing.assert_array_equal(by_sign, 2 * by_class - 1)
+
+
+def test_bad_input():
+  gram = jnp.eye(3)
+  eigen = flow.kernel_eigensystem(gram)
+  for message, call in (
+    ("gram must be a square", lambda: flow.kernel_eigensystem(jnp.ones((2, 3)))),
+    ("gram must be floating", lambda: flow.kernel_regression(jnp.ones((2, 2), int), jnp.ones(2))),
+    ("residuals must be \\[3\\]", lambda: flow.gradient_flow_coefficients(eigen, jnp.ones(2), time=1.0)),
+    ("time must lie in", lambda: flow.gradient_flow_coefficients(eigen, jnp.ones(3), time=-1.0)),
+    ("ridge must lie in", lambda: flow.gradient_flow_coefficients(eigen, jnp.ones(3), time=1.0, ridge=-1.0)),
+    ("steps must lie in", lambda: flow.gradient_descent_coefficients(eigen, jnp.ones(3), steps=-1, learning_rate=0.1)),
+    (
+      "learning_rate must",
+      lambda: flow.gradient_descent_coefficients(eigen, jnp.ones(3), steps=1, learning_rate=float("nan")),
+    ),
+    ("targets must be \\[3\\]", lambda: flow.kernel_regression(gram, jnp.ones((2, 3)))),
+    ("num_classes must be", lambda: flow.class_targets(jnp.zeros(3, int), num_classes=1)),
+    ("labels must be integer", lambda: flow.class_targets(jnp.zeros(3), num_classes=2)),
+    ("cross must be", lambda: flow.kernel_classify(jnp.ones(3), jnp.ones(3))),
+    ("coefficients must be", lambda: flow.kernel_classify(gram, jnp.ones(2))),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call()

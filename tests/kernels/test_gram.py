@@ -1,0 +1,82 @@
+"""Gram matrices in tiles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from jaxreg.kernels import gram as grams
+from jaxreg.kernels import infinite_width as iw
+from jaxreg.kernels.dual_activations import erf_dual
+
+
+def kernel(x, y):
+  state = iw.fully_connected(x, y, depth=2, dual=erf_dual(), weight_variance=2.0)
+  return {"nngp": state.covariance, "ntk": state.ntk}
+
+
+plain = jax.jit(kernel)
+
+
+@pytest.fixture
+def inputs():
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.normal(size=(11, 4)), jnp.float32), jnp.asarray(rng.normal(size=(7, 4)), jnp.float32)
+
+
+@pytest.fixture
+def mesh():
+  return Mesh(np.asarray(jax.devices()[:8]).reshape(4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("tile", [3, 20])
+def test_tiles_make_the_whole(inputs, tile):
+  first, second = inputs
+  for pair in ((first, None), (first, second)):
+    got = jax.jit(lambda *pair: grams.tiled_gram(kernel, *pair, tile=tile))(*pair)
+    for name, expected in plain(*pair).items():
+      np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-6)
+    if pair[1] is None:
+      np.testing.assert_array_equal(got["ntk"], got["ntk"].T)
+
+
+def test_devices_share_the_tiles(inputs, mesh):
+  first, second = inputs
+  for pair in ((first, None), (first, second)):
+    got = jax.jit(lambda *pair: grams.tiled_gram(kernel, *pair, tile=3, mesh=mesh))(*pair)
+    for name, expected in plain(*pair).items():
+      np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_pair_is_computed_once(inputs, mesh):
+  """Four tiles: four on the diagonal and six above it; with eight devices every device has one of either."""
+  calls = []
+
+  def counted(x, y):
+    jax.debug.callback(lambda: calls.append(y is None))
+    return x @ (x if y is None else y).T
+
+  jax.block_until_ready(grams.tiled_gram(counted, inputs[0], tile=3))
+  jax.effects_barrier()
+  assert (sum(calls), len(calls)) == (4, 10)
+
+
+def test_memory_is_that_of_a_tile():
+  inputs = jnp.ones((512, 8))
+  plain = jax.jit(lambda x: kernel(x, None)["ntk"]).lower(inputs).compile().memory_analysis()
+  tiled = jax.jit(lambda x: grams.tiled_gram(lambda a, b: kernel(a, b)["ntk"].astype(jnp.bfloat16), x, tile=32))
+  analysis = tiled.lower(inputs).compile().memory_analysis()
+  # The loop's state of the plain form is several matrices of the result's size; the tiles are the result twice.
+  assert analysis.temp_size_in_bytes < 4 * 512 * 512 * 2 < plain.temp_size_in_bytes + plain.output_size_in_bytes
+
+
+def test_gradient(inputs):
+  total = lambda of: jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(of(x)))))
+  tiled = total(lambda x: grams.tiled_gram(lambda a, b: kernel(a, b)["ntk"], x, tile=6))(inputs[0])
+  np.testing.assert_allclose(tiled, total(lambda x: kernel(x, None)["ntk"])(inputs[0]), rtol=1e-3, atol=1e-4)
+
+
+def test_bad_input(inputs):
+  with pytest.raises(ValueError, match="tile must be"):
+    grams.tiled_gram(kernel, inputs[0], tile=0)

@@ -1,0 +1,116 @@
+"""Gaussian hypotheses given a training set, and the law of their test errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg.kernels import hypothesis_space as space
+from jaxreg.kernels.rbf import rbf_kernel
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@pytest.fixture(scope="module")
+def problem():
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    inputs, tests, targets, test_targets = draw(8, 3), draw(5, 3), draw(8, 2), draw(5, 2)
+    kernel = lambda a, b: rbf_kernel(a, b, gamma=0.5)
+    grams = kernel(inputs, inputs), kernel(tests, inputs), kernel(tests, tests)
+    posterior = space.hypothesis_posterior(*grams, targets)
+    return {"grams": grams, "targets": targets, "posterior": posterior, "test_targets": test_targets}
+
+
+def test_posterior_is_the_conditional_gaussian(problem):
+  (gram, cross, test_gram), targets = problem["grams"], problem["targets"]
+  # By the precision matrix of the joint Gaussian.
+  precision = jnp.linalg.inv(jnp.block([[gram, cross.T], [cross, test_gram]]))
+  count = gram.shape[0]
+  covariance = jnp.linalg.inv(precision[count:, count:])
+  np.testing.assert_allclose(problem["posterior"].covariance, covariance, atol=1e-9)
+  np.testing.assert_allclose(
+    problem["posterior"].mean, -covariance @ precision[count:, :count] @ targets, atol=1e-9
+  )  # fmt: skip
+
+
+def test_moments_of_the_errors(problem):
+  law = space.error_law(problem["posterior"], problem["test_targets"])
+  mean, variance = space.error_moments(law)
+  count = 100_000
+  errors = np.asarray(space.sample_hypothesis_errors(jax.random.key(0), law, samples=count))
+  assert abs(errors.mean() - mean) < 3 * errors.std() / count**0.5
+  squares = (errors - errors.mean()) ** 2
+  assert abs(errors.var() - variance) < 3 * squares.std() / count**0.5
+  (posterior, targets), size = (problem["posterior"], problem["test_targets"]), problem["test_targets"].size
+  gap, covariance = posterior.mean - targets, posterior.covariance
+  np.testing.assert_allclose(mean, (2 * jnp.trace(covariance) + jnp.sum(gap**2)) / size, rtol=1e-12)
+  expected = (4 * jnp.trace(covariance @ covariance) + 4 * jnp.trace(gap.T @ covariance @ gap)) / size**2
+  np.testing.assert_allclose(variance, expected, rtol=1e-12)
+  # The symmetric root and the eigenbasis describe the same law.
+  normals = jax.random.normal(jax.random.key(1), (*targets.shape, 20_000))
+  other = np.asarray(space.hypothesis_errors(posterior, targets, normals))
+  assert abs(other.mean() - mean) < 4 * other.std() / len(other) ** 0.5
+
+
+@pytest.mark.parametrize("target", [1e-4, 0.1, 1.0, 3.0])
+def test_one_test_input(target):
+  """With one test input the error is an exact noncentral chi-square variable."""
+  variance, bias = 0.7, 0.4
+  law = space.ErrorLaw(jnp.array([variance]), jnp.array([[bias]]))
+  cdf = jax.scipy.stats.norm.cdf
+  expected = -jnp.log(cdf((target**0.5 - bias) / variance**0.5) - cdf((-(target**0.5) - bias) / variance**0.5))
+  np.testing.assert_allclose(space.exact_inductive_bias(law, target, terms=64), expected, rtol=1e-9)
+
+
+def test_saddlepoint_is_close_to_the_exact_bias():
+  rng = np.random.default_rng(2)
+  # Variances of one order, so that the series has converged.
+  law = space.ErrorLaw(jnp.asarray(rng.uniform(0.3, 1.5, 6)), jnp.asarray(rng.normal(size=(6, 2))))
+  mean, _ = space.error_moments(law)
+  saddlepoint = jax.jit(space.saddlepoint_inductive_bias)
+  exact = jax.jit(lambda law, target: space.exact_inductive_bias(law, target, terms=256))
+  for share in (1e-3, 0.05, 0.5, 1.0, 2.0):
+    np.testing.assert_allclose(saddlepoint(law, share * mean), exact(law, share * mean), rtol=0.02)
+  around = [saddlepoint(law, share * mean) for share in (0.99, 0.998, 1.0, 1.002, 1.01)]
+  assert (np.diff(around) < 0).all()  # no jump where the formula is singular
+  flat = law._replace(variances=law.variances.at[0].set(0), biases=law.biases.at[0].set(0))
+  assert jnp.isfinite(saddlepoint(flat, 0.1 * mean))
+
+
+def test_series_decreases_to_the_exact_bias(problem):
+  """With variances of very different sizes it needs many terms, and bounds the bias from above until then."""
+  law = space.error_law(problem["posterior"], problem["test_targets"])
+  mean, _ = space.error_moments(law)
+  biases = [float(space.exact_inductive_bias(law, 0.2 * mean, terms=terms)) for terms in (64, 256)]
+  assert biases[0] > biases[1] > 0.9 * float(space.saddlepoint_inductive_bias(law, 0.2 * mean))
+
+
+def test_training_inputs_are_no_test():
+  inputs = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)))
+  gram, targets = rbf_kernel(inputs, inputs, gamma=0.5), jnp.ones((6, 1))
+  posterior = space.hypothesis_posterior(gram, gram, gram, targets)
+  np.testing.assert_allclose(posterior.covariance, 0, atol=1e-12)
+  errors = space.sample_hypothesis_errors(jax.random.key(0), space.error_law(posterior, targets), samples=10)
+  np.testing.assert_allclose(errors, 0, atol=1e-12)
+
+
+def test_bad_input(problem):
+  (gram, cross, test_gram), targets = problem["grams"], problem["targets"]
+  law = space.error_law(problem["posterior"], problem["test_targets"])
+  cases = (
+    ("gram must have shape", lambda: space.hypothesis_posterior(gram[:3], cross, test_gram, targets)),
+    ("targets must have shape", lambda: space.hypothesis_posterior(gram, cross, test_gram, targets[:3])),
+    ("targets must be a matrix", lambda: space.hypothesis_posterior(gram, cross, test_gram, targets[:, 0])),
+    ("jitter must", lambda: space.hypothesis_posterior(gram, cross, test_gram, targets, jitter=-1.0)),
+    ("targets must be", lambda: space.error_law(problem["posterior"], targets)),
+    ("normals must be", lambda: space.hypothesis_errors(problem["posterior"], problem["test_targets"], jnp.ones(3))),
+    ("samples must", lambda: space.sample_hypothesis_errors(jax.random.key(0), law, samples=0)),
+    ("target must", lambda: space.saddlepoint_inductive_bias(law, 0.0)),
+    ("target must", lambda: space.exact_inductive_bias(law, -1.0)),
+    ("law must", lambda: space.exact_inductive_bias(law._replace(variances=jnp.ones(2)), 1.0)),
+  )
+  for message, call in cases:
+    with pytest.raises(ValueError, match=message):
+      call()

@@ -1,0 +1,32 @@
+"""Distances and the kernel of distances."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreg.kernels.rbf import rbf_kernel, squared_distances
+
+X = np.random.default_rng(0).normal(size=(5, 3)) + 30
+Y = np.random.default_rng(1).normal(size=(4, 3)) + 30
+
+
+def test_distances_by_differences(x64):
+  expected = np.square(X[:, None] - Y).sum(-1)
+  np.testing.assert_allclose(squared_distances(X, Y), expected, rtol=1e-12)
+  np.testing.assert_allclose(rbf_kernel(X, Y, gamma=0.3), np.exp(-0.3 * expected), rtol=1e-12)
+
+
+def test_far_from_the_origin_in_float32():
+  near = squared_distances(jnp.asarray(X + 1e3, jnp.float32), jnp.asarray(Y + 1e3, jnp.float32))
+  np.testing.assert_allclose(near, np.square(X[:, None] - Y).sum(-1), rtol=1e-3)
+  assert np.asarray(squared_distances(jnp.asarray(X, jnp.float32), jnp.asarray(X, jnp.float32))).min() >= 0
+
+
+def test_bad_input():
+  for inputs, others in ((X, Y[:, :2]), (X[0], Y)):
+    with pytest.raises(ValueError, match="inputs and others must be"):
+      squared_distances(inputs, others)
+  with pytest.raises(ValueError, match="inputs must be floating"):
+    squared_distances(X.astype(int), Y)
+  with pytest.raises(ValueError, match="gamma"):
+    rbf_kernel(X, Y, gamma=-1.0)
