@@ -322,9 +322,9 @@ NOTES = (
   " first time, 0.05.",
   "Seen in the first run, with the claims as they stand: the rule stops after 5 steps, as conservative as the card"
   " says, when the score is still almost linear, so that its samples fill the middle of the square. They are therefore"
-  " farther from the distribution than those after 1e7 steps, and far from all training points: the ratio of distances is"
-  " large for that reason and shows no copying. Added after that run, in the figure only: samples at the step of least test"
-  " error, which have a larger MMD than those after 1e7 steps as well.",
+  " farther from the distribution than those after 1e7 steps, and far from all training points: the ratio of distances"
+  " is large for that reason and shows no copying. Added after that run, in the figure only: samples at the step of"
+  " least test error, which have a larger MMD than those after 1e7 steps as well.",
   "Networks share one training set over the seeds, which draw their initial weights; everything else is drawn anew.",
 )
 

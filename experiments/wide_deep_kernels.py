@@ -307,14 +307,15 @@ CLAIMS = (
   ),
 )
 NOTES = (
-  "Two settings were changed after a first run of `verify` with the same seeds. ReLU had 2,000 layers and agreed with the"
-  " majority at 0.79 of the points (its kernel converges as log(L) / L, slowly for close points and near-even votes); it"
-  " now has the 50,000 of the official experiments. The finite network took 300 steps (and predictions that were not"
-  " numbers counted as class -1, which gave 0.605).",
-  "The finite network's function at the start is subtracted, since the kernel's prediction starts at zero; the step is the"
-  " inverse of the infinite-width kernel's largest eigenvalue. With six layers of the cubic activation, width 2,048 is far"
-  " from infinite: the largest eigenvalue of the empirical kernel is 1e8 times and more that of the limit (two seeds),"
-  " and training diverges. With one or two hidden layers (reported in the figure, not gated) it is within 30 % of it.",
+  "Two settings were changed after a first run of `verify` with the same seeds. ReLU had 2,000 layers and agreed"
+  " with the majority at 0.79 of the points (its kernel converges as log(L) / L, slowly for close points and"
+  " near-even votes); it now has the 50,000 of the official experiments. The finite network took 300 steps (and"
+  " predictions that were not numbers counted as class -1, which gave 0.605).",
+  "The finite network's function at the start is subtracted, since the kernel's prediction starts at zero; the step"
+  " is the inverse of the infinite-width kernel's largest eigenvalue. With six layers of the cubic activation, width"
+  " 2,048 is far from infinite: the largest eigenvalue of the empirical kernel is 1e8 times and more that of the"
+  " limit (two seeds), and training diverges. With one or two hidden layers (reported in the figure, not gated) it"
+  " is within 30 % of it.",
 )
 
 

@@ -28,7 +28,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import numpy as np
 
 from jaxreg import kernels
 from jaxreg.models import PosteriorMeanMLP

@@ -31,9 +31,9 @@ def measure(options: Options):
   few = Options(repeats=1, quick=options.quick)
   rows.append(_row("convolutional, global average pooling", _convolutional, images[:conv_count], few))
   notes = [
-    f"{source}. Fully connected: one matrix product, then elementwise layers. Convolutional: two 3 x 3 convolutions, the"
-    f" first with stride 2, ReLU after each, on all {14**4:,} pairs of 14 x 14 positions, in tiles of {TILE} x {TILE}"
-    " images, the symmetric half only.",
+    f"{source}. Fully connected: one matrix product, then elementwise layers. Convolutional: two 3 x 3 layers,"
+    f" the first with stride 2, ReLU after each, on all {14**4:,} pairs of 14 x 14 positions, in tiles of {TILE} x"
+    f" {TILE} images, the symmetric half only.",
   ]
   return rows, notes
 

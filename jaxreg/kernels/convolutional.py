@@ -102,7 +102,7 @@ def _state(images1, images2, between, within):
 def image_patches(images: jax.Array, *, size: int, stride: int = 1, padding: str = "zero") -> jax.Array:
   """The windows that a convolution sees, as channels: a first convolution is a dense layer on them.
 
-  `dense(image_state(image_patches(x, size=3)))` equals `convolution(image_state(x), size=3)`, but sums over a window are
+  `dense(image_state(image_patches(x, size=3)))` equals `convolution(image_state(x), size=3)`, but window sums are
   taken by a matrix product, and with a stride only those that are needed.
 
   >>> import jax.numpy as jnp
@@ -185,6 +185,8 @@ def convolution(
   check_hyperparameter("weight_variance", weight_variance, low=0)
   check_hyperparameter("bias_variance", bias_variance, low=0)
   _check_window(size, stride, padding)
+  # Else XLA fuses an activation before into the windows and computes it once for each of their positions.
+  state = jax.lax.optimization_barrier(state)
   average = lambda x: _window_mean(x, size, stride, PADDINGS[padding])
   covariance, variance1, variance2 = (weight_variance * average(x) + bias_variance for x in state[:3])
   return KernelState(covariance, variance1, variance2, covariance + weight_variance * average(state.ntk))

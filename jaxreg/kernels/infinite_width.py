@@ -363,8 +363,8 @@ def fully_connected(
   options = {"weight_variance": weight_variance, "bias_variance": bias_variance}
   state = dense(input_state(inputs1, inputs2), **options)
   layer = lambda _, state: dense(activate(state, dual), **options)
-  # A few layers at a time become one pass over the matrices.
-  return jax.lax.fori_loop(0, depth, layer, state, unroll=min(max(depth, 1), 5))
+  # Without a loop all layers are one pass over the matrices.
+  return jax.lax.fori_loop(0, depth, layer, state, unroll=depth if 0 < depth <= 16 else 1)
 
 
 def check_depth(depth) -> None:

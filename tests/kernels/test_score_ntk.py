@@ -10,7 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxreg.kernels import score_ntk as theory
+from jaxreg.kernels.score_ntk import (
+  early_stopping_step,
+  finite_score_ntk,
+  kernel_descent_path,
+  score_ntk,
+  score_output_kernel,
+)
 from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
 
 RNG = np.random.default_rng(0)
@@ -39,13 +45,13 @@ def descend(weights, signs, inputs, targets, rate, steps):
   return weights, history
 
 
-_ntk = jax.jit(theory.score_ntk)
-_finite = jax.jit(theory.finite_score_ntk)
+_ntk = jax.jit(score_ntk)
+_finite = jax.jit(finite_score_ntk)
 
 
 @jax.jit
 def _path(gram, cross, targets, rate, steps):
-  return theory.kernel_descent_path(gram, cross, targets, learning_rate=rate, steps=steps)
+  return kernel_descent_path(gram, cross, targets, learning_rate=rate, steps=steps)
 
 
 @pytest.mark.golden
@@ -57,7 +63,7 @@ def test_golden_29_score_ntk(golden, x64):
   kernel, net, path, steps, rule = (find(key) for key in ("Zt", "W", "steps", "out_W", "sigmas"))
   z, at, targets, rate = kernel["Z"], kernel["Zt"], path["Y"], path["eta"]
   close(_ntk(z, at), kernel["out_ntk"])
-  close(jax.jit(theory.score_output_kernel)(z, at), kernel["out_nngp"])
+  close(jax.jit(score_output_kernel)(z, at), kernel["out_nngp"])
   close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
   close(network(net["W"], net["a"], z), net["out_f"])
   close(_finite(net["W"], net["a"], z, z), net["out_ntk"])
@@ -68,7 +74,7 @@ def test_golden_29_score_ntk(golden, x64):
   _, (losses, weights) = descend(net["W"], net["a"], z, targets, rate, steps["out_loss"].size)
   close(losses, steps["out_loss"])
   close(weights, steps["out_W"])
-  stop = lambda sigma: theory.early_stopping_step(
+  stop = lambda sigma: early_stopping_step(
     rule["eigs"], noise=sigma, learning_rate=rule["eta"], longest=int(rule["Tmax"])
   )
   stops = jax.jit(jax.vmap(stop))(rule["sigmas"])
@@ -80,8 +86,8 @@ def test_infinite_width_is_the_mean_over_neurons(x64):
   active = (weights @ Z.T > 0)[:, :, None] & (weights @ OTHERS.T > 0)[:, None, :]
   each = active * (Z @ OTHERS.T)
   error = each.std(0) / np.sqrt(100_000)
-  assert (np.abs(each.mean(0) - theory.score_ntk(Z, OTHERS)) <= 3 * error + 1e-12).mean() > 0.95
-  assert (np.abs(each.mean(0) - theory.score_ntk(Z, OTHERS)) <= 5 * error + 1e-12).all()
+  assert (np.abs(each.mean(0) - score_ntk(Z, OTHERS)) <= 3 * error + 1e-12).mean() > 0.95
+  assert (np.abs(each.mean(0) - score_ntk(Z, OTHERS)) <= 5 * error + 1e-12).all()
   signs = jnp.asarray(np.random.default_rng(2).choice([-1.0, 1.0], size=(2, 100_000)))
   finite = _finite(weights, signs, Z, OTHERS)
   np.testing.assert_allclose(finite[..., 0, 0], each.mean(0), rtol=1e-10, atol=1e-12)
@@ -111,7 +117,7 @@ def test_homogeneous_and_zero_at_opposite_inputs(seed, scale):
 
 def test_gradients_are_finite_at_parallel_and_zero_inputs():
   inputs = jnp.array([[1.0, 2.0], [2.0, 4.0], [-1.0, -2.0], [0.0, 0.0], [1e4, -1e4]])
-  for kernel in (theory.score_ntk, theory.score_output_kernel):
+  for kernel in (score_ntk, score_output_kernel):
     values, gradient = jax.jit(jax.value_and_grad(lambda z, kernel=kernel: kernel(z, inputs).sum()))(inputs)
     assert jnp.isfinite(values).all() and jnp.isfinite(gradient).all()
 
@@ -144,10 +150,10 @@ def test_wide_networks_follow_the_kernel():
 
   @jax.jit
   def exact():
-    gram = theory.score_ntk(z, z)
+    gram = score_ntk(z, z)
     rate = 0.5 / jnp.linalg.eigvalsh(gram)[-1]
-    cross = theory.score_ntk(at, z)
-    return rate, theory.kernel_descent_path(gram, cross, targets, learning_rate=rate, steps=jnp.array([50])).test[0]
+    cross = score_ntk(at, z)
+    return rate, kernel_descent_path(gram, cross, targets, learning_rate=rate, steps=jnp.array([50])).test[0]
 
   rate, expected = exact()
 
@@ -182,26 +188,26 @@ def test_stopping_rule(seed, noise, power):
 
 @jax.jit
 def _stop(eigenvalues, noise, rate):
-  return theory.early_stopping_step(eigenvalues, noise=noise, learning_rate=rate, longest=1000)
+  return early_stopping_step(eigenvalues, noise=noise, learning_rate=rate, longest=1000)
 
 
 def test_bad_input():
   with pytest.raises(ValueError, match="inputs and others must be matrices"):
-    theory.score_ntk(Z, OTHERS[:, :2])
+    score_ntk(Z, OTHERS[:, :2])
   with pytest.raises(ValueError, match="others must be floating"):
-    theory.score_output_kernel(Z, OTHERS.astype(int))
+    score_output_kernel(Z, OTHERS.astype(int))
   with pytest.raises(ValueError, match=r"signs must be \[outputs, 8\]"):
-    theory.finite_score_ntk(Z, np.ones((2, 5)), Z, Z)
+    finite_score_ntk(Z, np.ones((2, 5)), Z, Z)
   gram = jnp.eye(8)
   with pytest.raises(ValueError, match=r"cross must be \[inputs, 8\]"):
-    theory.kernel_descent_path(gram, jnp.ones((3, 7)), TARGETS, learning_rate=0.1, steps=np.array([1]))
+    kernel_descent_path(gram, jnp.ones((3, 7)), TARGETS, learning_rate=0.1, steps=np.array([1]))
   with pytest.raises(ValueError, match=r"steps must be \[steps\]"):
-    theory.kernel_descent_path(gram, gram, TARGETS, learning_rate=0.1, steps=3)
+    kernel_descent_path(gram, gram, TARGETS, learning_rate=0.1, steps=3)
   with pytest.raises(ValueError, match="learning_rate"):
-    theory.kernel_descent_path(gram, gram, TARGETS, learning_rate=-0.1, steps=np.array([1]))
+    kernel_descent_path(gram, gram, TARGETS, learning_rate=-0.1, steps=np.array([1]))
   options = dict(noise=1.0, learning_rate=0.1, longest=10)
   for changes in (dict(noise=0.0), dict(learning_rate=float("nan")), dict(longest=0)):
     with pytest.raises(ValueError, match=next(iter(changes))):
-      theory.early_stopping_step(np.ones(3), **{**options, **changes})
+      early_stopping_step(np.ones(3), **{**options, **changes})
   with pytest.raises(ValueError, match=r"eigenvalues must be \[examples\]"):
-    theory.early_stopping_step(np.ones((3, 3)), **options)
+    early_stopping_step(np.ones((3, 3)), **options)
