@@ -108,6 +108,44 @@ REFERENCES = {
   "jaxreg.data.noise.instance_dependent_noise": ("xia2020partdependent",),
   "jaxreg.losses.adversarial": ("mao2023crossentropy",),
   "jaxreg.losses.adversarial.trades_loss": ("zhang2019theoretically",),
+  "jaxreg.kernels.convolutional": ("novak2019bayesian",),
+  "jaxreg.kernels.convolutional.convolution": ("arora2019exact",),
+  "jaxreg.kernels.convolutional.image_patches": ("arora2019exact",),
+  "jaxreg.kernels.deep_limits": ("radhakrishnan2023wide",),
+  "jaxreg.kernels.deep_limits.hilbert_vote": ("devroye1998hilbert",),
+  "jaxreg.kernels.deep_limits.koenigs": ("radhakrishnan2023wide", "koenigs1884recherches"),
+  "jaxreg.kernels.deep_limits.singularity_exponent": ("radhakrishnan2023wide", "devroye1998hilbert"),
+  "jaxreg.kernels.dirichlet_classes": ("radhakrishnan2023wide",),
+  "jaxreg.kernels.dual_activations": ("cho2009kernel",),
+  "jaxreg.kernels.dual_activations.DualActivation": (),
+  "jaxreg.kernels.dual_activations.cosine_dual": ("rahimi2007random",),
+  "jaxreg.kernels.dual_activations.sine_dual": ("rahimi2007random",),
+  "jaxreg.kernels.dual_activations.erf_dual": ("williams1996computing",),
+  "jaxreg.kernels.dual_activations.gaussian_dual": ("williams1996computing",),
+  "jaxreg.kernels.dual_activations.exponential_dual": ("daniely2016toward",),
+  "jaxreg.kernels.dual_activations.hermite_dual": ("daniely2016toward",),
+  "jaxreg.kernels.dual_activations.numerical_dual": ("daniely2016toward",),
+  "jaxreg.kernels.dual_activations.normalize_dual": ("daniely2016toward",),
+  "jaxreg.kernels.dual_activations.gelu_dual": ("tsuchida2021avoiding",),
+  "jaxreg.kernels.dual_activations.hermite_activation": ("radhakrishnan2023wide",),
+  "jaxreg.kernels.dual_activations.monomial_dual": ("isserlis1918formula",),
+  "jaxreg.kernels.empirical": ("novak2022fast",),
+  "jaxreg.kernels.gradient_flow": ("lee2019wide",),
+  "jaxreg.kernels.gradient_flow.Eigensystem": (),
+  "jaxreg.kernels.gradient_flow.class_targets": ("lee2018deep",),
+  "jaxreg.kernels.gradient_flow.kernel_classify": ("radhakrishnan2023wide",),
+  "jaxreg.kernels.gradient_flow.kernel_eigensystem": (),
+  "jaxreg.kernels.gradient_flow.kernel_regression": ("radhakrishnan2023wide",),
+  "jaxreg.kernels.gram": ("novak2020neural",),
+  "jaxreg.kernels.infinite_width": ("jacot2018neural",),
+  "jaxreg.kernels.infinite_width.KernelState": (),
+  "jaxreg.kernels.infinite_width.activate": ("lee2019wide",),
+  "jaxreg.kernels.infinite_width.add_states": (),
+  "jaxreg.kernels.infinite_width.dense_standard": ("sohldickstein2020infinite",),
+  "jaxreg.kernels.infinite_width.fully_connected_standard": ("sohldickstein2020infinite",),
+  "jaxreg.kernels.infinite_width.input_state": ("lee2018deep",),
+  "jaxreg.kernels.infinite_width.layer_norm": ("novak2020neural",),
+  "jaxreg.kernels.infinite_width.residual": ("yang2017mean",),
   "jaxreg.kernels.bagged_regression": ("javanmard2024learning",),
   "jaxreg.kernels.committee": ("kumar2024grokking",),
   "jaxreg.kernels.hypothesis_space": ("boopathy2024exact",),
@@ -591,5 +629,98 @@ _ENTRIES = {
   ),
   "zagoruyko2016wide": _paper(
     "Zagoruyko, Sergey and Komodakis, Nikos", "Wide Residual Networks", "British Machine Vision Conference", 2016
+  ),
+  "arora2019exact": _paper(
+    "Arora, Sanjeev and Du, Simon S. and Hu, Wei and Li, Zhiyuan and Salakhutdinov, Ruslan and Wang, Ruosong",
+    "On Exact Computation with an Infinitely Wide Neural Net",
+    _NEURIPS,
+    2019,
+  ),
+  "daniely2016toward": _paper(
+    "Daniely, Amit and Frostig, Roy and Singer, Yoram", "Toward Deeper Understanding of Neural Networks", _NEURIPS, 2016
+  ),
+  "devroye1998hilbert": _article(
+    "Devroye, Luc and Gyorfi, Laszlo and Krzyzak, Adam",
+    "The {Hilbert} Kernel Regression Estimate",
+    "Journal of Multivariate Analysis",
+    1998,
+  ),
+  "isserlis1918formula": _article(
+    "Isserlis, Leon",
+    "On a Formula for the Product-Moment Coefficient of any Order of a Normal Frequency Distribution in any "
+    "Number of Variables",
+    "Biometrika",
+    1918,
+  ),
+  "jacot2018neural": _paper(
+    "Jacot, Arthur and Gabriel, Franck and Hongler, Clement",
+    "Neural Tangent Kernel: Convergence and Generalization in Neural Networks",
+    _NEURIPS,
+    2018,
+  ),
+  "koenigs1884recherches": _article(
+    "Koenigs, Gabriel",
+    "Recherches sur les integrales de certaines equations fonctionnelles",
+    "Annales scientifiques de l'Ecole Normale Superieure",
+    1884,
+  ),
+  "lee2018deep": _paper(
+    "Lee, Jaehoon and Bahri, Yasaman and Novak, Roman and Schoenholz, Samuel S. and Pennington, Jeffrey and "
+    "Sohl-Dickstein, Jascha",
+    "Deep Neural Networks as {Gaussian} Processes",
+    _ICLR,
+    2018,
+  ),
+  "lee2019wide": _paper(
+    "Lee, Jaehoon and Xiao, Lechao and Schoenholz, Samuel S. and Bahri, Yasaman and Novak, Roman and "
+    "Sohl-Dickstein, Jascha and Pennington, Jeffrey",
+    "Wide Neural Networks of Any Depth Evolve as Linear Models Under Gradient Descent",
+    _NEURIPS,
+    2019,
+  ),
+  "novak2019bayesian": _paper(
+    "Novak, Roman and Xiao, Lechao and Bahri, Yasaman and Lee, Jaehoon and Yang, Greg and Hron, Jiri and "
+    "Abolafia, Daniel A. and Pennington, Jeffrey and Sohl-Dickstein, Jascha",
+    "Bayesian Deep Convolutional Networks with Many Channels are {Gaussian} Processes",
+    _ICLR,
+    2019,
+  ),
+  "novak2020neural": _paper(
+    "Novak, Roman and Xiao, Lechao and Hron, Jiri and Lee, Jaehoon and Alemi, Alexander A. and Sohl-Dickstein, "
+    "Jascha and Schoenholz, Samuel S.",
+    "Neural Tangents: Fast and Easy Infinite Neural Networks in {Python}",
+    _ICLR,
+    2020,
+  ),
+  "novak2022fast": _paper(
+    "Novak, Roman and Sohl-Dickstein, Jascha and Schoenholz, Samuel S.",
+    "Fast Finite Width Neural Tangent Kernel",
+    _ICML,
+    2022,
+  ),
+  "radhakrishnan2023wide": _article(
+    "Radhakrishnan, Adityanarayanan and Belkin, Mikhail and Uhler, Caroline",
+    "Wide and Deep Neural Networks Achieve Optimality for Classification",
+    "Proceedings of the National Academy of Sciences",
+    2023,
+  ),
+  "rahimi2007random": _paper(
+    "Rahimi, Ali and Recht, Benjamin", "Random Features for Large-Scale Kernel Machines", _NEURIPS, 2007
+  ),
+  "sohldickstein2020infinite": _article(
+    "Sohl-Dickstein, Jascha and Novak, Roman and Schoenholz, Samuel S. and Lee, Jaehoon",
+    "On the Infinite Width Limit of Neural Networks with a Standard Parameterization",
+    "arXiv:2001.07301",
+    2020,
+  ),
+  "tsuchida2021avoiding": _paper(
+    "Tsuchida, Russell and Pearce, Tim and van der Heide, Chris and Roosta, Fred and Gallagher, Marcus",
+    "Avoiding Kernel Fixed Points: Computing with {ELU} and {GELU} Infinite Networks",
+    "AAAI Conference on Artificial Intelligence",
+    2021,
+  ),
+  "williams1996computing": _paper("Williams, Christopher K. I.", "Computing with Infinite Networks", _NEURIPS, 1996),
+  "yang2017mean": _paper(
+    "Yang, Greg and Schoenholz, Samuel S.", "Mean Field Residual Networks: On the Edge of Chaos", _NEURIPS, 2017
   ),
 }
