@@ -11,7 +11,13 @@ __all__ = ["tiled_gram"]
 
 
 def tiled_gram(
-  kernel: Callable, inputs1: jax.Array, inputs2: jax.Array | None = None, *, tile: int, mesh: Mesh | None = None
+  kernel: Callable,
+  inputs1: jax.Array,
+  inputs2: jax.Array | None = None,
+  *,
+  tile: int,
+  mesh: Mesh | None = None,
+  advance: Callable[[int], None] | None = None,
 ):
   """Kernels between all pairs of inputs, computed in tiles, each pair of a symmetric matrix once.
 
@@ -29,6 +35,8 @@ def tiled_gram(
     inputs2: `[inputs2, ...]`, or None for the symmetric matrix of `inputs1`.
     tile: static; positive number of inputs on either side of a tile.
     mesh: static; the tiles are shared among all its devices, each of which holds all inputs; None for one device.
+    advance: static; called with 1 after every tile, for a progress bar (`jaxreg.training.progress`). There
+      are `n (n + 1) / 2` tiles for a symmetric matrix of n tiles a side, and with a mesh a few repeated ones.
 
   Returns:
     `[inputs1, inputs2, ...]` for every array of the kernel.
@@ -46,15 +54,15 @@ def tiled_gram(
   if inputs2 is not None:
     columns = _tiles(inputs2, tile)
     first, second = (index.reshape(-1) for index in np.indices((blocks1, len(columns))))
-    blocks = _each(lambda i, j, x, y: kernel(x[i], y[j]), (first, second), (rows, columns), mesh)
+    blocks = _each(lambda i, j, x, y: kernel(x[i], y[j]), (first, second), (rows, columns), mesh, advance)
     shape = (blocks1, len(columns))
     return jax.tree.map(lambda b: _join(b.reshape(shape + b.shape[1:]), len(inputs1), len(inputs2)), blocks)
   index = np.arange(blocks1)
   first, second = np.triu_indices(blocks1, 1)
-  diagonal = _each(lambda i, x: kernel(x[i], None), (index,), (rows,), mesh)
+  diagonal = _each(lambda i, x: kernel(x[i], None), (index,), (rows,), mesh, advance)
   if not len(first):
     return jax.tree.map(lambda b: b[0, : len(inputs1), : len(inputs1)], diagonal)
-  above = _each(lambda i, j, x: kernel(x[i], x[j]), (first, second), (rows,), mesh)
+  above = _each(lambda i, j, x: kernel(x[i], x[j]), (first, second), (rows,), mesh, advance)
 
   def assemble(diagonal, above):
     # A gather: tile (i, j) is at its place among those on and above the diagonal, or the mirror image of tile (j, i).
@@ -86,19 +94,23 @@ def _join(blocks, rows, columns):
   return joined.reshape(shape)[:rows, :columns]
 
 
-def _each(function, indices, inputs, mesh):
+def _each(function, indices, inputs, mesh, advance):
   """The function of every index, one after the other; with a mesh every device takes its share of them."""
+
+  def every(indices, inputs):
+    def one(index):
+      blocks = function(*index, *inputs)
+      if advance is not None:  # the argument makes it wait for the tile
+        jax.debug.callback(lambda _: advance(1), jnp.ravel(jax.tree.leaves(blocks)[0])[0])
+      return blocks
+
+    return jax.lax.map(one, indices)
+
   if mesh is None:
-    return jax.lax.map(lambda index: function(*index, *inputs), indices)
+    return every(indices, inputs)
   count, devices = len(indices[0]), mesh.size
   padded = [np.minimum(np.arange(-(-count // devices) * devices), count - 1) for _ in indices]
   spread = PartitionSpec(mesh.axis_names)
-  mapped = jax.shard_map(
-    lambda indices, inputs: jax.lax.map(lambda index: function(*index, *inputs), indices),
-    mesh=mesh,
-    in_specs=(spread, PartitionSpec()),
-    out_specs=spread,
-    check_vma=False,
-  )
+  mapped = jax.shard_map(every, mesh=mesh, in_specs=(spread, PartitionSpec()), out_specs=spread, check_vma=False)
   blocks = mapped(tuple(index[place] for index, place in zip(indices, padded, strict=True)), inputs)
   return jax.tree.map(lambda b: b[:count], blocks)
