@@ -342,7 +342,7 @@ def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
   left.legend(frameon=False, fontsize=8, ncols=2)
   left.grid(axis="y", alpha=0.3)
   names = {name: name.removeprefix("limit ") for name in m if name.startswith("limit")}
-  names |= {name: f"finite network,\n{name[11:]} hidden layers" for name in m if name.startswith("network of ")}
+  names |= {name: f"finite network,\nhidden layers: {name[11:]}" for name in m if name.startswith("network of ")}
   for row, name in enumerate(names):
     right.plot(m[name], np.full(len(m[name]), row), "o", color="C0", alpha=0.5)
   right.set(

@@ -51,7 +51,12 @@ def image_state(images1: jax.Array, images2: jax.Array | None = None) -> KernelS
   Reference: Novak et al., "Bayesian Deep Convolutional Networks with Many Channels are Gaussian Processes", ICLR 2019,
     Section 2.2.
   """
-  return _state(images1, images2, "nhwc,mijc->nmhiwj", "nhwc,nijc->nhiwj")
+
+  def between(first, second):
+    # A loop stores the products in their order; a transposition fused into what follows would slow that down.
+    return jax.lax.map(lambda x: jnp.einsum("hwc,mijc->mhiwj", x, second, precision="highest"), first)
+
+  return _state(images1, images2, between, "nhwc,nijc->nhiwj")
 
 
 def pixel_state(images1: jax.Array, images2: jax.Array | None = None) -> KernelState:
@@ -74,7 +79,8 @@ def pixel_state(images1: jax.Array, images2: jax.Array | None = None) -> KernelS
   Reference: Novak et al., "Bayesian Deep Convolutional Networks with Many Channels are Gaussian Processes", ICLR 2019,
     Section 3.1 (vectorization).
   """
-  return _state(images1, images2, "nhwc,mhwc->nmhw", "nhwc,nhwc->nhw")
+  between = lambda first, second: jnp.einsum("nhwc,mhwc->nmhw", first, second, precision="highest")
+  return _state(images1, images2, between, "nhwc,nhwc->nhw")
 
 
 def _state(images1, images2, between, within):
@@ -91,9 +97,9 @@ def _state(images1, images2, between, within):
     )
   dtype = jnp.promote_types(jnp.result_type(images1, images2), jnp.float32)
   first, second = images1.astype(dtype), images2.astype(dtype)
-  product = lambda spec, a, b: jnp.einsum(spec, a, b, precision="highest") / first.shape[-1]
-  variance1, variance2 = product(within, first, first), product(within, second, second)
-  covariance = product(between, first, second)
+  first, second = (x / jnp.sqrt(x.shape[-1]).astype(dtype) for x in (first, second))
+  variance1, variance2 = (jnp.einsum(within, x, x, precision="highest") for x in (first, second))
+  covariance = between(first, second)
   if same:
     covariance = with_diagonal(covariance, variance1)
   return KernelState(covariance, variance1, variance2, jnp.zeros_like(covariance))
@@ -185,9 +191,9 @@ def convolution(
   check_hyperparameter("weight_variance", weight_variance, low=0)
   check_hyperparameter("bias_variance", bias_variance, low=0)
   _check_window(size, stride, padding)
-  # Else XLA fuses an activation before into the windows and computes it once for each of their positions.
-  state = jax.lax.optimization_barrier(state)
-  average = lambda x: _window_mean(x, size, stride, PADDINGS[padding])
+  mean = lambda x: _window_mean(x, size, stride, PADDINGS[padding])
+  # A loop keeps XLA from computing an activation before the window once for each of the window's positions.
+  average = lambda x: jax.lax.map(mean, x) if x.ndim == 6 else mean(x)
   covariance, variance1, variance2 = (weight_variance * average(x) + bias_variance for x in state[:3])
   return KernelState(covariance, variance1, variance2, covariance + weight_variance * average(state.ntk))
 

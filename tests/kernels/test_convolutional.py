@@ -51,9 +51,14 @@ def params_of(key, pool, positions, channels=64):
 def test_mean_kernel_of_wide_networks(images, pool, stride, padding):
   first, second = images
   layer = functools.partial(conv.convolution, size=3, padding=padding, weight_variance=1.7, bias_variance=0.3)
-  state = (conv.image_state if pool else conv.pixel_state)(first, second)
-  state = iw.activate(layer(iw.activate(layer(state, stride=stride), RELU)), RELU)
-  state = iw.dense((conv.global_average_pool if pool else conv.flatten)(state))
+
+  @jax.jit
+  def kernels(first, second):
+    state = (conv.image_state if pool else conv.pixel_state)(first, second)
+    state = iw.activate(layer(iw.activate(layer(state, stride=stride), RELU)), RELU)
+    return iw.dense((conv.global_average_pool if pool else conv.flatten)(state))
+
+  state = kernels(first, second)
 
   def kernel(key):
     params = params_of(key, pool, positions=6 if stride == 2 else 20)
