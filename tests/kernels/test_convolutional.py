@@ -47,7 +47,7 @@ def params_of(key, pool, positions, channels=64):
   return [*layers, jax.random.normal(keys[4], ((1 if pool else positions) * channels, 1))]
 
 
-@pytest.mark.parametrize("pool, stride, padding", [(True, 1, "zero"), (False, 2, "zero"), (True, 2, "circular")])
+@pytest.mark.parametrize("pool, stride, padding", [(False, 2, "zero"), (True, 2, "circular")])
 def test_mean_kernel_of_wide_networks(images, pool, stride, padding):
   first, second = images
   layer = functools.partial(conv.convolution, size=3, padding=padding, weight_variance=1.7, bias_variance=0.3)
@@ -94,10 +94,10 @@ def test_both_forms_agree_and_diagonals_are_exact(images):
     branch = lambda s: conv.convolution(iw.activate(s, RELU), size=3, padding="circular", weight_variance=2.0)
     return conv.flatten(iw.residual(conv.convolution(state, size=1), branch))
 
-  for pair in ((first, second), (first,)):
-    full, pixels = (jax.jit(lambda *p, of=of: run(of(*p)))(*pair) for of in (conv.image_state, conv.pixel_state))
-    for a, b in zip(full, pixels, strict=True):
-      np.testing.assert_allclose(a, b, rtol=2e-5)
+  pair = (jnp.concatenate([first, second]),)
+  full, pixels = (jax.jit(lambda *p, of=of: run(of(*p)))(*pair) for of in (conv.image_state, conv.pixel_state))
+  for a, b in zip(full, pixels, strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5)
   np.testing.assert_allclose(np.diagonal(full.covariance), full.variance1, rtol=1e-5)
 
 
@@ -117,10 +117,14 @@ def test_pooling_by_definition(images):
 def test_first_convolution_is_dense_on_patches(images, padding, stride):
   options = {"weight_variance": 1.7, "bias_variance": 0.3}
   first, second = images
-  patches = [conv.image_patches(x, size=3, stride=stride, padding=padding) for x in (first, second)]
-  got = iw.dense(conv.image_state(*patches), **options)
-  expected = conv.convolution(conv.image_state(first, second), size=3, stride=stride, padding=padding, **options)
-  for a, b in zip(got, expected, strict=True):
+
+  @jax.jit
+  def both(first, second):
+    patches = [conv.image_patches(x, size=3, stride=stride, padding=padding) for x in (first, second)]
+    whole = conv.convolution(conv.image_state(first, second), size=3, stride=stride, padding=padding, **options)
+    return iw.dense(conv.image_state(*patches), **options), whole
+
+  for a, b in zip(*both(first, second), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 

@@ -13,7 +13,12 @@ PAIR = [[0.5, 0.5, 2.5], [2.5, 0.1, 0.5]]
 
 @pytest.fixture(scope="module")
 def sample():
-  return jax.jit(lambda key: ds.dirichlet_sphere(key, 20_000, concentrations=PAIR))(jax.random.key(0))
+  return draw(jnp.array(PAIR))
+
+
+@jax.jit
+def draw(concentrations):
+  return ds.dirichlet_sphere(jax.random.key(0), 20_000, concentrations=concentrations)
 
 
 def test_inputs_are_normalized_dirichlet_samples(sample):
@@ -38,10 +43,10 @@ def test_log_odds_are_those_of_the_densities(sample, x64):
 
 
 def test_finite_in_float32():
-  inputs, _ = ds.dirichlet_sphere(jax.random.key(2), 2000, concentrations=[[0.01, 0.01], [0.02, 5.0]])
+  inputs, _ = draw(jnp.array([[0.01, 0.01, 0.01], [0.02, 5.0, 0.01]]))
   assert inputs.dtype == jnp.float32 and jnp.isfinite(inputs).all()
   odds, gradient = jax.value_and_grad(
-    lambda x: ds.dirichlet_sphere_log_odds(x, concentrations=[[0.5, 0.5], [0.5, 5.0]]).sum()
+    lambda x: ds.dirichlet_sphere_log_odds(x, concentrations=[[0.5, 0.5, 1.0], [0.5, 5.0, 1.0]]).sum()
   )(inputs)
   assert jnp.isfinite(odds) and jnp.isfinite(gradient).all()
 
