@@ -3,19 +3,42 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+# Most of the suite's time is compilation, and most of that is LLVM's: do without its optimizations and XLA's newest
+# emitters, while XLA's own rewriting of programs stays. `XLA_FLAGS= make test` tests the fully optimized code.
+_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def _are_known(flags: str) -> bool:
+  """Whether this XLA knows the flags; a process that is given unknown ones ends."""
+  program = [sys.executable, "-c", "import jax; jax.devices()"]
+  return subprocess.run(program, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True).returncode == 0
+
+
+if "XLA_FLAGS" not in os.environ:  # workers and programs that tests start inherit it
+  os.environ["XLA_FLAGS"] = _QUICK if _are_known(_QUICK) else ""
+
 jax.config.update("jax_num_cpu_devices", 8)
-# One cache for all workers and runs: most of the suite's time is compilation.
+# One cache for all workers and runs.
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 collect_ignore = ["training/worker.py"]  # a program, not a module
 GOLDEN = pathlib.Path(os.environ.get("JAXREG_GOLDEN", pathlib.Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_freed():
+  """Compiled programs live in memory maps, of which Linux allows a process 65,530; beyond that it crashes anywhere."""
+  yield
+  jax.clear_caches()
 
 
 class Golden:

@@ -63,21 +63,6 @@ def weighted_sum(row, values):
   return sum(jax.tree.leaves(jax.tree.map(total, values)))
 
 
-@functools.cache
-def quick() -> dict:
-  """Options with which XLA compiles several times faster, for tests of what a program means rather than of its code."""
-  options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-  try:
-    jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
-  except jax.errors.JaxRuntimeError:  # this XLA does not know them
-    return {}
-  return options
-
-
-def quick_jit(function):
-  return jax.jit(function, compiler_options=quick())
-
-
 def evaluate(row, arguments, hyperparameters, **static):
   """Results, the weighted sum of the values, and its gradient in the first argument."""
 
@@ -94,7 +79,7 @@ def evaluate(row, arguments, hyperparameters, **static):
 @functools.cache
 def compiled(label):
   row = next(row for row in ROWS if row.label == label)
-  return quick_jit(functools.partial(evaluate, row))
+  return jax.jit(functools.partial(evaluate, row))
 
 
 def assert_close(actual, expected, rtol=1e-9, atol=1e-11):
@@ -119,7 +104,7 @@ def has_examples(row, argument) -> bool:
 @every_row
 def test_jit_is_eager(row, x64):
   arguments, hyperparameters = inputs(row, 4)
-  assert_close(jax.jit(row.call)(*arguments, **hyperparameters), row.call(*arguments, **hyperparameters))
+  assert_close(compiled(row.label)(arguments, hyperparameters)[0], row.call(*arguments, **hyperparameters))
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.differentiable], ids=lambda row: row.label)
@@ -152,10 +137,10 @@ def test_trials_vmapped_sharded_and_pmapped_are_the_loop(row, x64):
   devices = mesh(trial=4, data=2)
   place = lambda tree, *axes: jax.device_put(tree, NamedSharding(devices, PartitionSpec(*axes)))
   placed = tuple(place(a, "trial", "data") if has_examples(row, a) else place(a, "trial") for a in arguments)
-  assert_close(quick_jit(jax.vmap(one))(placed, place(hyperparameters, "trial")), expected)
+  assert_close(jax.jit(jax.vmap(one))(placed, place(hyperparameters, "trial")), expected)
   if row.examples != "none":  # their gradients on several devices: the next test
     one, expected = lambda arguments, hyperparameters: row.call(*arguments, **hyperparameters), expected[0]
-  assert_close(quick_jit(jax.pmap(one))(arguments, hyperparameters), expected)
+  assert_close(jax.jit(jax.pmap(one))(arguments, hyperparameters), expected)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.examples in ("any", "batch")], ids=lambda row: row.label)
@@ -172,11 +157,11 @@ def test_a_batch_split_over_devices_is_the_whole(row, x64):
   mapped = jax.shard_map(
     part, mesh=mesh(devices=8), in_specs=specs, out_specs=PartitionSpec("devices"), check_vma=False
   )
-  check_parts(row, quick_jit(mapped)(*arguments), results, gradient)
+  check_parts(row, jax.jit(mapped)(*arguments), results, gradient)
   if options:
     blocks = (a.reshape(8, -1, *a.shape[1:]) if has_examples(row, a) else a for a in arguments)
     axes = tuple(0 if has_examples(row, a) else None for a in arguments)
-    outputs = quick_jit(jax.pmap(part, axis_name="devices", in_axes=axes))(*blocks)
+    outputs = jax.jit(jax.pmap(part, axis_name="devices", in_axes=axes))(*blocks)
     check_parts(row, jax.tree.map(lambda leaf: leaf[:, 0], outputs), results, gradient)
 
 
@@ -200,7 +185,7 @@ def test_any_leading_shape(row, x64):
     grid = [a if axis is None else a.reshape(2, -1, *a.shape[1:]) for a, axis in zip(arguments, axes)]
     return call(*grid).reshape(expected.shape), jax.vmap(call, in_axes=axes)(*arguments)
 
-  for actual in quick_jit(layouts)(*arguments):
+  for actual in jax.jit(layouts)(*arguments):
     assert_close(actual, expected)
 
 
@@ -223,7 +208,7 @@ def test_class_axis_and_masked_class(row, x64):
       back, masked = jnp.moveaxis(back, 0, -1), masked[..., :-1]
     return (plain, plain, call(*fewer)), (back, call(*arguments, where=jnp.ones(CLASSES, bool)), masked)
 
-  expected, actual = quick_jit(layouts)()
+  expected, actual = jax.jit(layouts)()
   assert_close(actual, expected)
 
 
@@ -335,7 +320,7 @@ def test_transformations_in_a_chain(transform, optimizer):
   one = functools.partial(train_all, transform, optimizer)
   trials = [(trial(transform.hyperparameters, index), trial({"rate": RATE}, index)["rate"]) for index in range(TRIALS)]
   trials = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), trials)
-  single = quick_jit(one)
+  single = jax.jit(one)
   each = [single(*values) for values in trials]
   check_trained(each[-1], optimizer)
   if optimizer == "sgd":
@@ -345,7 +330,7 @@ def test_transformations_in_a_chain(transform, optimizer):
       eager = train(chained(transform, optimizer, hyperparameters, rate)[1], TREE["float32"])
     assert_close(eager, each[-1]["float32"], **SINGLE)
   pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2), stack(trials))
-  mapped = quick_jit(jax.pmap(jax.vmap(one)))(*pairs)
+  mapped = jax.jit(jax.pmap(jax.vmap(one)))(*pairs)
   assert_close(jax.tree.map(lambda leaf: leaf.reshape(TRIALS, *leaf.shape[2:]), mapped), stack(each), **SINGLE)
 
 
@@ -369,7 +354,7 @@ def test_transformations_masked_and_in_multi_transform(transform, optimizer):
   params = {"float32": TREE["float32"]}
   kernel, rest = pick(params, True), pick(params, False)
   program = lambda: ((train(masked, params), train(several, params)), train(tx, kernel), train(base, rest))
-  wrapped, kernels, others = quick_jit(program)()
+  wrapped, kernels, others = jax.jit(program)()
   for trained in wrapped:
     assert_close(pick(trained, True), kernels, **SINGLE)
     assert_close(pick(trained, False), others, **SINGLE)

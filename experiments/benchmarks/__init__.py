@@ -10,6 +10,7 @@ BENCHMARKS = {
   "losses": "forward and backward of every classification loss against optax's cross-entropy",
   "large_outputs": "memory and time of softmax-like losses over many classes: plain, sharded, chunked",
   "z_loss": "a step of an output layer over up to 800,000 classes: softmaxes against the factored Z-loss",
+  "compaction": "a pruned network with its zero neurons and filters in place and removed",
   "overhead": "a step of `fit` against a hand-written jitted loop",
   "paper": "memory per device of the `paper` presets, compiled without running",
 }

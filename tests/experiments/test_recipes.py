@@ -1,6 +1,7 @@
 """Every recipe's smoke preset: builds, measures, judges its claims, draws its figure."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -15,6 +16,12 @@ RECIPES = [name for name, entry in registry.entries().items() if entry.card]
 @pytest.fixture(autouse=True)
 def in_temporary_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def engines_are_not_compared(monkeypatch):
+  """Comparing the engines compiles every sweep twice; tests/training/test_sweep.py tests that it is done."""
+  monkeypatch.setattr(sys.modules["jaxreg.training.sweep"], "_measure_engines", lambda *_: "map")
 
 
 @pytest.mark.parametrize("name", RECIPES)
