@@ -176,7 +176,8 @@ def test_split_over_devices_is_the_whole_batch(mapping):
     results = jax.jit(mapped)(logits, labels, noise, keys)
   whole = lambda **options: jax.value_and_grad(lambda z: ensloss(z, labels, **options).sum())(logits)
   for (value, gradient), (total, expected) in zip(results, (whole(noise=noise), whole(key=keys[0]))):
-    np.testing.assert_array_equal(gradient, expected)
+    # The same draws; vectorised code may round the last digits of a block differently.
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
     np.testing.assert_allclose(value.sum(), total, rtol=1e-5)
   expected = calibrated_ensemble.random_margin_loss_mixture(logits, labels, keys[0])
   np.testing.assert_allclose(results[2], expected, rtol=1e-6)

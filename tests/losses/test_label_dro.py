@@ -1,5 +1,7 @@
 """LDR-KL and ALDR-KL: the card's exact tests, golden vectors, extremes."""
 
+import functools
+
 import hypothesis
 import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
@@ -12,6 +14,7 @@ import pytest
 from jaxreg.losses import label_dro
 
 pytestmark = pytest.mark.usefixtures("x64")
+fixed_point = jax.jit(label_dro.aldr_fixed_point)  # the number of iterations is traced
 NORMALIZE = {"none": None, "softplus_then_divide_by_class_mean": "softplus_mean"}
 
 
@@ -25,15 +28,18 @@ def loss(*arguments, **options):
   return label_dro.ldr_kl_loss(*arguments, **options)
 
 
+@functools.partial(jax.jit, static_argnames="normalize")
+def mean_and_gradient(logits, labels, *, normalize, **options):
+  return jax.value_and_grad(lambda z: loss(z, labels, normalize=normalize, **options).mean())(logits)
+
+
 @pytest.mark.golden
 def test_golden_ldr(golden):
   for case, arrays_, meta in golden("24-ldr").cases():
     logits, labels = jnp.asarray(arrays_["logits"]), jnp.asarray(arrays_["labels"])
     if meta["kind"] == "ldr_kl":
-      mean = lambda z, y=labels, m=meta: loss(
-        z, y, temperature=m["lam"], margin=m["margin"], normalize=NORMALIZE[m["normalize"]]
-      ).mean()
-      value, gradient = jax.value_and_grad(mean)(logits)
+      options = {"temperature": meta["lam"], "margin": meta["margin"], "normalize": NORMALIZE[meta["normalize"]]}
+      value, gradient = mean_and_gradient(logits, labels, **options)
       np.testing.assert_allclose(value, arrays_["out_loss"], rtol=1e-10, atol=1e-10, err_msg=case)
       np.testing.assert_allclose(gradient, arrays_["grad_logits"], rtol=1e-10, atol=1e-10, err_msg=case)
       continue
@@ -54,7 +60,7 @@ def test_golden_ldr(golden):
         )
         return values.mean(), new
 
-      (value, state), gradient = jax.value_and_grad(mean, has_aux=True)(logits[step])
+      (value, state), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(logits[step])
       np.testing.assert_allclose(value, arrays_["out_loss"][step], rtol=1e-10, atol=1e-10, err_msg=case)
       np.testing.assert_allclose(gradient, arrays_["grad_logits"][step], rtol=1e-10, atol=1e-10, err_msg=case)
     np.testing.assert_allclose(state.temperature, arrays_["out_lambda_table"], rtol=1e-10, atol=1e-10, err_msg=case)
@@ -175,10 +181,10 @@ def test_fixed_point(batch):
   for start, alpha, margin in ((10.0, 2.0, 0.0), (0.5, 1.2, 0.1), (1.0, 5.0, 0.0)):
     d = _differences(logits, labels, margin)
     options = {"initial_temperature": start, "alpha": alpha}
-    iterates = jnp.stack([label_dro.aldr_fixed_point(d, iterations=n, **options) for n in range(30)])
+    iterates = jnp.stack([fixed_point(d, iterations=n, **options) for n in range(30)])
     assert (jnp.diff(iterates, axis=0) <= 1e-14).all()
     t = label_dro.aldr_fixed_point(d, **options)
-    np.testing.assert_allclose(t, label_dro.aldr_fixed_point(d, iterations=201, **options), atol=1e-10)
+    np.testing.assert_allclose(t, fixed_point(d, iterations=201, **options), atol=1e-10)
     assert (t >= start * (1 - 1 / alpha) - 1e-12).all() and (t <= start).all()
   np.testing.assert_allclose(label_dro.aldr_fixed_point(jnp.ones((2, 4)), initial_temperature=3.0), 3.0, atol=1e-14)
 
@@ -207,8 +213,9 @@ def test_aldr_table(batch):
 @hypothesis.settings(max_examples=40, deadline=None)
 def test_finite_at_extremes(logits, temperature, normalize, dtype):
   labels = jnp.array([0, 3, 1])
-  mean = lambda z: jnp.mean(loss(z, labels, temperature=temperature, margin=0.1, normalize=normalize))
-  value, gradient = jax.value_and_grad(mean)(jnp.asarray(logits, dtype))
+  value, gradient = mean_and_gradient(
+    jnp.asarray(logits, dtype), labels, temperature=temperature, margin=0.1, normalize=normalize
+  )
   assert value.dtype == gradient.dtype == dtype
   assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
 

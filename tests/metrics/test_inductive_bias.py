@@ -10,7 +10,8 @@ from jaxreg.kernels.rbf import rbf_kernel
 from jaxreg.metrics import inductive_bias
 
 pytestmark = pytest.mark.usefixtures("x64")
-fit, required = inductive_bias.fit_scaled_chi2, inductive_bias.required_inductive_bias
+fit = jax.jit(inductive_bias.fit_scaled_chi2, static_argnames="steps")
+required = jax.jit(inductive_bias.required_inductive_bias, static_argnames="steps")
 TARGETS = jnp.array([0.05, 0.5, 2.0, 4.0, 40.0])
 
 
@@ -22,7 +23,7 @@ def errors():
 
 def test_fit_recovers_a_law():
   rng = np.random.default_rng(1)
-  draws = jnp.asarray(0.3 * rng.noncentral_chisquare(20.0, 10.0, size=10_000))
+  draws = jnp.asarray(0.3 * rng.noncentral_chisquare(20.0, 10.0, size=3000))
   law = fit(draws, steps=20)
   np.testing.assert_allclose(law.scale * (law.df + law.nc), 0.3 * 30, rtol=0.05)
   # The variance fixes what the mean leaves open; df and nc by themselves remain uncertain.
