@@ -296,7 +296,7 @@ def paper_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 def reduced(config: Config) -> Config:
   """The same network with one block a stage, at the least width, and a shorter attack."""
-  return dataclasses.replace(config, depth=10, widen=1, attack_steps=2, batch_size=16, train=64, epochs=3)
+  return dataclasses.replace(config, depth=10, widen=1, attack_steps=1, batch_size=8, train=64, epochs=3)
 
 
 def paper_sets(config: Config) -> dict[str, dict]:

@@ -15,7 +15,7 @@ from scipy import stats
 from experiments.claims import Claim
 from jaxreg.data import bundled
 from jaxreg.losses.progressive_guidance import progressive_guidance_loss
-from jaxreg.metrics.weight_stats import weight_moments
+from jaxreg.metrics.weights import weight_moments
 from jaxreg.models import MLP
 from jaxreg.quantization import elastic, search
 from jaxreg.regularizers.weight_distribution import weight_distribution_penalty

@@ -183,10 +183,12 @@ def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
   for name in ("uniform_accuracy", "uniform_share"):
     curve = [result.by_point(f"{name}_{index}")[0, :, start] for index in range(len(UNIFORM))]
     measured[f"start {name}"] = np.stack(curve, axis=1)
-  longer = dataclasses.replace(config, steps=config.long_steps)
-  result, _ = _sweep(longer, (CLAIMED,), seeds, "longer")
+  claimed = config.masses.index(CLAIMED)
+  if config.long_steps != config.steps:  # else the run above is it
+    longer, claimed = dataclasses.replace(config, steps=config.long_steps), 0
+    result, _ = _sweep(longer, (CLAIMED,), seeds, "longer")
   for name in ("accuracy", "share", "oracle_share", "mask_accuracy"):
-    measured[f"long {name}"] = result.by_point(name)[0, :, -1]
+    measured[f"long {name}"] = result.by_point(name)[claimed, :, -1]
   return measured
 
 

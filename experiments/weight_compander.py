@@ -13,7 +13,7 @@ import optax
 from experiments.claims import Claim
 from jaxreg.data import bundled, noise
 from jaxreg.layers.weight_compander import CompandedParams, compander_init, fold_params
-from jaxreg.metrics.weight_stats import weight_stats
+from jaxreg.metrics.weights import weight_stats
 from jaxreg.models import MLP
 from jaxreg.training import Task, grid, sweep
 

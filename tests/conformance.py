@@ -55,7 +55,7 @@ from jaxreg.metrics import (
   inductive_bias,
   lazy_rich,
   sample_complexity,
-  weight_stats,
+  weights,
 )
 from jaxreg.models import linear_probe
 from jaxreg.quantization import bounds, elastic, fake_quant, integer, pareto, search, straight_through
@@ -131,8 +131,8 @@ EXEMPT = {
   "regularizers.orthogonal_conv.orthogonal_conv_exists": "of Python integers",
   "regularizers.orthogonal_conv.orthogonal_conv_offset": "of Python integers",
   "regularizers.orthogonal_conv.orthogonal_conv_taps": "of Python integers",
-  "metrics.weight_stats.WeightMoments": "result of weight_moments",
-  "metrics.weight_stats.WeightStats": "result of weight_stats",
+  "metrics.weights.WeightMoments": "result of weight_moments",
+  "metrics.weights.WeightStats": "result of weight_stats",
   "transforms.penalize.PenalizeState": "state, carried by penalize",
   "transforms.proximal.ProximalState": "state, carried by proximal",
   "transforms.weight_compander.CompandWeightsState": "state, carried by compand_weights",
@@ -1035,13 +1035,13 @@ ROWS = [
     options=dict(amplitude=(0.5, 2.0), width=(0.5, 2.0)),
   ),
   row(
-    weight_stats.weight_moments,
+    weights.weight_moments,
     lambda rng: (rng.gamma(2.0, size=(3, 4)),),
     bad=(("weights", lambda weights: (weights.astype(np.int32),)), ("weights", lambda weights: (weights[:1, :1],))),
     wide=True,
   ),
   row(
-    weight_stats.weight_stats,
+    weights.weight_stats,
     _layer,
     bad=(
       ("weights", lambda values: (jax.tree.map(lambda leaf: leaf.astype(np.int32), values),)),

@@ -22,7 +22,7 @@ from jaxreg.layers.factored_output import (
   stabilize_factored,
   unfactorize,
 )
-from jaxreg.layers.gathered_conv import gathered_conv, gathered_masked_conv, gathered_sizes
+from jaxreg.layers.gathered import gathered_conv, gathered_masked_conv, gathered_sizes
 from jaxreg.layers.max_min import max_min
 from jaxreg.layers.pruned_flops import (
   ConvCost,

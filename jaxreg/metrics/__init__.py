@@ -34,7 +34,7 @@ from jaxreg.metrics.inductive_bias import (
 )
 from jaxreg.metrics.lazy_rich import GrokkingGap, grokking_gap, kernel_alignment, kernel_difficulty, relative_motion
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
-from jaxreg.metrics.weight_stats import WeightMoments, WeightStats, weight_moments, weight_stats
+from jaxreg.metrics.weights import WeightMoments, WeightStats, weight_moments, weight_stats
 
 __all__ = [
   "GrokkingGap",

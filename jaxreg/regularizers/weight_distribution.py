@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_hyperparameter
-from jaxreg.metrics.weight_stats import weight_moments
+from jaxreg.metrics.weights import weight_moments
 
 __all__ = ["kurtosis_penalty", "skewness_penalty", "weight_distribution_penalty"]
 

@@ -102,7 +102,8 @@ def test_a_step_before_the_start_is_one_with_quantized_weights_only_bit_for_bit(
     gradient, new = jax.grad(loss, has_aux=True)(state["params"])
     return jax.tree.map(lambda p, g: p - 0.1 * g, state["params"], gradient), new
 
-  (quantized, new), (weights_only, _) = step(start, 4), step({"params": start["params"]}, None)
+  with jax.disable_jit():  # compiled, two programs may round their sums differently
+    (quantized, new), (weights_only, _) = step(start, 4), step({"params": start["params"]}, None)
   jax.tree.map(np.testing.assert_array_equal, quantized, weights_only)
   calibrated, _ = step({**start, "quant_stats": bounds.freeze_bounds(new["quant_stats"])}, 4)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(calibrated))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.layers import gathered_conv as gathered
+from jaxreg.layers import gathered
 from jaxreg.layers.dynamic_pruning import MaskedConv, mass_mask
 
 FRACTIONS = (0.5, 1.0)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxreg.metrics.weight_stats import weight_moments, weight_stats
+from jaxreg.metrics.weights import weight_moments, weight_stats
 
 moments = jax.jit(weight_moments, static_argnames="ddof")
 
