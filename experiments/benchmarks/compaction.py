@@ -17,27 +17,31 @@ KEPT = (0.5, 0.25, 0.125)
 
 
 class ConvNet(nn.Module):
-  """3×3 convolutions with ReLU, a 2×2 pool after each but the first, and a dense layer."""
+  """3×3 convolutions with ReLU, a 2×2 pool after each but the first, and a dense layer; `features` as of `MLP`."""
 
-  filters: tuple[int, ...]
-  classes: int = 10
+  features: tuple[int, ...]
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     hidden = images
-    for index, filters in enumerate(self.filters):
+    for index, filters in enumerate(self.features[:-1]):
       hidden = nn.relu(nn.Conv(filters, (3, 3))(hidden))
       if index:
         hidden = nn.max_pool(hidden, (2, 2), strides=(2, 2))
-    return nn.Dense(self.classes)(hidden.reshape(hidden.shape[0], -1))
+    return nn.Dense(self.features[-1])(hidden.reshape(hidden.shape[0], -1))
 
 
 def measure(options: Options):
   """Rows: one per network and share of groups kept."""
   width, filters, batch = (32, 8, 8) if options.quick else (2048, 64, 64)
   networks = {
-    f"MLP 784-{width}-{width}-10": (MLP, (width, width), 10, (4 * batch, 28, 28, 1), "Dense"),
-    f"3 convolutions of {filters}, 32×32": (ConvNet, (filters,) * 3, 10, (batch, 32, 32, 3), "Conv"),
+    f"MLP 784-{width}-{width}-10": (MLP, (width, width, 10), (4 * batch, 28, 28, 1), ("Dense_0", "Dense_1", "Dense_2")),
+    f"3 convolutions of {filters}, 32×32": (
+      ConvNet,
+      (filters, filters, filters, 10),
+      (batch, 32, 32, 3),
+      ("Conv_0", "Conv_1", "Conv_2", "Dense_0"),
+    ),
   }
   rows = [_row(name, *network, kept, options) for name, network in networks.items() for kept in KEPT]
   notes = [
@@ -49,22 +53,21 @@ def measure(options: Options):
   return rows, notes
 
 
-def _row(name, build: Callable, widths, classes, shape, kind, kept: float, options: Options):
+def _row(name, build: Callable, features, shape, order, kept: float, options: Options):
   inputs = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-  model = _model(build, widths, classes)
-  layers = [f"{kind}_{index}" for index in range(len(widths))]
+  model = build(features)
   params = dict(model.init(jax.random.key(0), inputs)["params"])
-  for layer, outputs in zip(layers, widths):
+  for layer, outputs in zip(order[:-1], features):
     params[layer] = _prune(params[layer], round(kept * outputs))
-  order = [*layers, f"Dense_{len(widths)}" if kind == "Dense" else "Dense_0"]
   smaller = group_sparsity.compact(params, order=order)
-  small = _model(build, tuple(smaller[layer]["kernel"].shape[-1] for layer in layers), classes)
-  calls = {"ms pruned": (model, params), "ms compact": (small, smaller)}
-  outputs = {key: jax.jit(net.apply)({"params": values}, inputs) for key, (net, values) in calls.items()}
-  difference = float(jnp.abs(outputs["ms pruned"] - outputs["ms compact"]).max() / jnp.abs(outputs["ms pruned"]).max())
-  steps = {key: (jax.jit(net.apply), {"params": values}) for key, (net, values) in calls.items()}
+  small = build(tuple(smaller[layer]["kernel"].shape[-1] for layer in order))
+  steps = {
+    "ms pruned": (jax.jit(model.apply), {"params": params}),
+    "ms compact": (jax.jit(small.apply), {"params": smaller}),
+  }
+  whole, compact = (step(variables, inputs) for step, variables in steps.values())
   seconds = interleaved(
-    {key: lambda step=step, values=values: step(values, inputs) for key, (step, values) in steps.items()},
+    {key: lambda step=step, variables=variables: step(variables, inputs) for key, (step, variables) in steps.items()},
     repeats=2 if options.quick else 4 * options.repeats,
   )
   return {
@@ -74,12 +77,8 @@ def _row(name, build: Callable, widths, classes, shape, kind, kept: float, optio
     "compact parameters": _size(smaller),
     **{key: 1e3 * value for key, value in seconds.items()},
     "speed-up": seconds["ms pruned"] / seconds["ms compact"],
-    "largest relative difference": difference,
+    "largest relative difference": float(jnp.abs(whole - compact).max() / jnp.abs(whole).max()),
   }
-
-
-def _model(build: Callable, widths: tuple[int, ...], classes: int):
-  return build((*widths, classes)) if build is MLP else build(widths, classes)
 
 
 def _prune(layer: dict, k: int) -> dict:
