@@ -161,6 +161,15 @@ REFERENCES = {
   "jaxreg.kernels.score_ntk.score_output_kernel": ("cho2009kernel",),
   "jaxreg.kernels.self_distillation": ("borup2021teacher",),
   "jaxreg.layers.factored_output": ("vincent2015efficient", "debrebisson2016zloss"),
+  "jaxreg.layers.dynamic_pruning": ("elkerdawy2022fire",),
+  "jaxreg.layers.gathered": ("elkerdawy2022fire",),
+  "jaxreg.layers.gathered.gathered_sizes": (),
+  "jaxreg.layers.max_min": ("anil2019sorting",),
+  "jaxreg.layers.pruned_flops": ("elkerdawy2022fire",),
+  "jaxreg.layers.weight_compander": ("cakaj2023weight",),
+  "jaxreg.layers.weight_compander.Curve": (),
+  "jaxreg.layers.weight_compander.he_deviation": ("he2015delving",),
+  "jaxreg.layers.weight_compander.is_kernel": (),
   "jaxreg.losses.aggregate": ("javanmard2024learning",),
   "jaxreg.losses.calibrated_ensemble": ("dai2025ensloss",),
   "jaxreg.losses.calibrated_ensemble.binary_exponential_loss": ("bartlett2006convexity",),
@@ -180,6 +189,7 @@ REFERENCES = {
   "jaxreg.losses.example_table": (),
   "jaxreg.losses.h_consistency": ("mao2023crossentropy",),
   "jaxreg.losses.label_dro": ("zhu2023label",),
+  "jaxreg.losses.progressive_guidance": ("xu2023eqnet",),
   "jaxreg.losses.robust.asymmetric_generalized_cross_entropy_loss": ("zhou2021asymmetric",),
   "jaxreg.losses.robust.asymmetric_unhinged_loss": ("zhou2021asymmetric",),
   "jaxreg.losses.robust.brier_loss": ("ghosh2017robust",),
@@ -211,6 +221,9 @@ REFERENCES = {
   "jaxreg.losses.stablemax": ("prieto2025grokking",),
   "jaxreg.kernels.noncentral_chi2": ("johnson1995continuous",),
   "jaxreg.kernels.noncentral_chi2.log_gammainc": ("abramowitz1964handbook",),
+  "jaxreg.metrics.conv_spectrum": ("achour2022existence",),
+  "jaxreg.metrics.conv_spectrum.certified_radius": ("tsuzuku2018lipschitz",),
+  "jaxreg.metrics.conv_spectrum.conv_singular_values": ("sedghi2019singular", "achour2022existence"),
   "jaxreg.metrics.inductive_bias": ("boopathy2024exact",),
   "jaxreg.metrics.inductive_bias.bootstrap_inductive_bias": ("efron1993introduction",),
   "jaxreg.metrics.inductive_bias.sankaran_inductive_bias": ("sankaran1963approximations", "boopathy2024exact"),
@@ -223,6 +236,10 @@ REFERENCES = {
   "jaxreg.metrics.classification.top_k_accuracy": ("lapin2015topk",),
   "jaxreg.metrics.grokking": ("prieto2025grokking",),
   "jaxreg.metrics.sample_complexity": ("zheng2023revisiting",),
+  "jaxreg.metrics.weights.WeightMoments": ("xu2023eqnet",),
+  "jaxreg.metrics.weights.WeightStats": ("cakaj2023weight",),
+  "jaxreg.metrics.weights.weight_moments": ("xu2023eqnet",),
+  "jaxreg.metrics.weights.weight_stats": ("cakaj2023weight",),
   "jaxreg.models.linear_probe": ("zheng2023revisiting",),
   "jaxreg.models.linear_probe.empty_stats": (),
   "jaxreg.models.linear_probe.logistic_probe": ("liu1989limited", "zheng2023revisiting"),
@@ -233,6 +250,24 @@ REFERENCES = {
   "jaxreg.models.posterior_mean_mlp": ("han2024neural",),
   "jaxreg.models.resnet.ResNet": ("he2016deep",),
   "jaxreg.models.resnet.WideResNet": ("zagoruyko2016wide",),
+  "jaxreg.quantization.bounds": ("abdolrashidi2021pareto",),
+  "jaxreg.quantization.bounds.per_tensor_bounds": ("krishnamoorthi2018quantizing",),
+  "jaxreg.quantization.cost": ("abdolrashidi2021pareto",),
+  "jaxreg.quantization.fake_quant": ("abdolrashidi2021pareto",),
+  "jaxreg.quantization.integer": ("jacob2018quantization", "abdolrashidi2021pareto"),
+  "jaxreg.quantization.integer.aqt_dot_general": ("lew2022aqt",),
+  "jaxreg.quantization.integer.integer_dot": ("jacob2018quantization", "lew2022aqt"),
+  "jaxreg.quantization.layers": ("abdolrashidi2021pareto",),
+  "jaxreg.quantization.layers.quant_resnet": ("abdolrashidi2021pareto", "he2016deep"),
+  "jaxreg.quantization.pareto": ("abdolrashidi2021pareto",),
+  "jaxreg.quantization.straight_through": ("abdolrashidi2021pareto",),
+  "jaxreg.quantization.straight_through.straight_through_value": ("bengio2013estimating",),
+  "jaxreg.quantization.elastic": ("xu2023eqnet",),
+  "jaxreg.quantization.elastic.config_variables": (),
+  "jaxreg.quantization.elastic.ElasticLayer": (),
+  "jaxreg.quantization.elastic.elastic_layers": (),
+  "jaxreg.quantization.elastic.lsq_quantize": ("xu2023eqnet", "esser2020learned"),
+  "jaxreg.quantization.search": ("xu2023eqnet",),
   "jaxreg.regularizers.group_sparsity": ("refael2022learning",),
   "jaxreg.regularizers.group_sparsity.group_ids": ("wen2016learning",),
   "jaxreg.regularizers.group_sparsity.group_lasso": ("yuan2006model",),
@@ -241,11 +276,16 @@ REFERENCES = {
   "jaxreg.regularizers.group_sparsity.scale_groups": (),
   "jaxreg.regularizers.group_sparsity.sum_groups": (),
   "jaxreg.regularizers.group_sparsity.wgsef": ("refael2022learning", "beck2022sparse"),
+  "jaxreg.regularizers.orthogonal_conv": ("achour2022existence", "wang2020orthogonal"),
+  "jaxreg.regularizers.orthogonal_conv.orthogonal_conv_defect_norm": ("wang2020orthogonal",),
+  "jaxreg.regularizers.orthogonal_conv.orthogonal_dense_penalty": ("wang2020orthogonal",),
   "jaxreg.regularizers.unsquared_norm": ("borup2021teacher",),
+  "jaxreg.regularizers.weight_distribution": ("xu2023eqnet",),
   "jaxreg.transforms.orthogonal_gradient": ("prieto2025grokking",),
   "jaxreg.transforms.penalize": ("loshchilov2019decoupled",),
   "jaxreg.transforms.proximal": ("parikh2014proximal",),
   "jaxreg.transforms.proximal.half_space_projection": ("dai2023adaptive",),
+  "jaxreg.transforms.weight_compander": ("cakaj2023weight",),
 }
 
 _NEURIPS = "Advances in Neural Information Processing Systems"
@@ -276,6 +316,73 @@ _ENTRIES = {
       "year": 2003,
     },
   ),
+  "achour2022existence": _article(
+    "Achour, El Mehdi and Malgouyres, Fran{\\c{c}}ois and Mamalet, Franck",
+    "Existence, Stability and Scalability of Orthogonal Convolutional Neural Networks",
+    "Journal of Machine Learning Research",
+    2022,
+    volume=23,
+  ),
+  "anil2019sorting": _paper(
+    "Anil, Cem and Lucas, James and Grosse, Roger", "Sorting out {Lipschitz} Function Approximation", _ICML, 2019
+  ),
+  "elkerdawy2022fire": _paper(
+    "Elkerdawy, Sara and Elhoushi, Mostafa and Zhang, Hong and Ray, Nilanjan",
+    "Fire Together Wire Together: A Dynamic Pruning Approach with Self-Supervised Mask Prediction",
+    "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    2022,
+  ),
+  "sedghi2019singular": _paper(
+    "Sedghi, Hanie and Gupta, Vineet and Long, Philip M.", "The Singular Values of Convolutional Layers", _ICLR, 2019
+  ),
+  "tsuzuku2018lipschitz": _paper(
+    "Tsuzuku, Yusuke and Sato, Issei and Sugiyama, Masashi",
+    "{Lipschitz}-Margin Training: Scalable Certification of Perturbation Invariance for Deep Neural Networks",
+    _NEURIPS,
+    2018,
+  ),
+  "wang2020orthogonal": _paper(
+    "Wang, Jiayun and Chen, Yubei and Chakraborty, Rudrasis and Yu, Stella X.",
+    "Orthogonal Convolutional Neural Networks",
+    "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    2020,
+  ),
+  "abdolrashidi2021pareto": _paper(
+    "Abdolrashidi, AmirAli and Wang, Lisa and Agrawal, Shivani and Malmaud, Jonathan and Rybakov, Oleg and "
+    "Leichner, Chas and Lew, Lukasz",
+    "{Pareto}-Optimal Quantized {ResNet} Is Mostly 4-bit",
+    "IEEE/CVF Conference on Computer Vision and Pattern Recognition Workshops",
+    2021,
+  ),
+  "bengio2013estimating": _article(
+    "Bengio, Yoshua and L{\\'e}onard, Nicholas and Courville, Aaron",
+    "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation",
+    "arXiv:1308.3432",
+    2013,
+  ),
+  "jacob2018quantization": _paper(
+    "Jacob, Benoit and Kligys, Skirmantas and Chen, Bo and Zhu, Menglong and Tang, Matthew and Howard, Andrew and "
+    "Adam, Hartwig and Kalenichenko, Dmitry",
+    "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+    "IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    2018,
+  ),
+  "krishnamoorthi2018quantizing": _article(
+    "Krishnamoorthi, Raghuraman",
+    "Quantizing deep convolutional networks for efficient inference: A whitepaper",
+    "arXiv:1806.08342",
+    2018,
+  ),
+  "lew2022aqt": (
+    "software",
+    {
+      "author": "Lew, Lukasz and Feinberg, Vlad and Agrawal, Shivani and Lee, Jihwan and Malmaud, Jonathan and "
+      "Wang, Lisa and Dormiani, Pouya and Pope, Reiner",
+      "title": "{AQT}: Accurate Quantized Training",
+      "url": "https://github.com/google/aqt",
+      "year": 2022,
+    },
+  ),
   "bartlett2006convexity": _article(
     "Bartlett, Peter L. and Jordan, Michael I. and McAuliffe, Jon D.",
     "Convexity, Classification, and Risk Bounds",
@@ -301,6 +408,12 @@ _ENTRIES = {
     "The Balanced Accuracy and Its Posterior Distribution",
     "International Conference on Pattern Recognition",
     2010,
+  ),
+  "cakaj2023weight": _paper(
+    "Cakaj, Rinor and Mehnert, Jens and Yang, Bin",
+    "Weight Compander: A Simple Weight Reparameterization for Regularization",
+    "International Joint Conference on Neural Networks",
+    2023,
   ),
   "chan1983algorithms": _article(
     "Chan, Tony F. and Golub, Gene H. and LeVeque, Randall J.",
@@ -408,6 +521,13 @@ _ENTRIES = {
     "Generalized {Jensen-Shannon} Divergence Loss for Learning with Noisy Labels",
     _NEURIPS,
     2021,
+  ),
+  "esser2020learned": _paper(
+    "Esser, Steven K. and McKinstry, Jeffrey L. and Bablani, Deepika and Appuswamy, Rathinakumar and Modha, Dharmendra "
+    "S.",
+    "Learned Step Size Quantization",
+    _ICLR,
+    2020,
   ),
   "ghosh2017robust": _paper(
     "Ghosh, Aritra and Kumar, Himanshu and Sastry, P. S.",
@@ -592,6 +712,12 @@ _ENTRIES = {
     "Foundations and Trends in Theoretical Computer Science",
     2014,
   ),
+  "he2015delving": _paper(
+    "He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian",
+    "Delving Deep into Rectifiers: Surpassing Human-Level Performance on {ImageNet} Classification",
+    "International Conference on Computer Vision",
+    2015,
+  ),
   "he2016deep": _paper(
     "He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian",
     "Deep Residual Learning for Image Recognition",
@@ -720,6 +846,12 @@ _ENTRIES = {
     2021,
   ),
   "williams1996computing": _paper("Williams, Christopher K. I.", "Computing with Infinite Networks", _NEURIPS, 1996),
+  "xu2023eqnet": _paper(
+    "Xu, Ke and Han, Lei and Tian, Ye and Yang, Shangshang and Zhang, Xingyi",
+    "{EQ-Net}: Elastic Quantization Neural Networks",
+    "International Conference on Computer Vision",
+    2023,
+  ),
   "yang2017mean": _paper(
     "Yang, Greg and Schoenholz, Samuel S.", "Mean Field Residual Networks: On the Edge of Chaos", _NEURIPS, 2017
   ),

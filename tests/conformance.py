@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxreg.layers import dynamic_pruning, weight_compander
 from jaxreg.losses import (
   adversarial,
   aggregate,
@@ -36,6 +37,7 @@ from jaxreg.losses import (
   early_learning,
   h_consistency,
   label_dro,
+  progressive_guidance,
   robust,
   score_matching,
   spherical,
@@ -46,10 +48,20 @@ from jaxreg.losses.stablemax import (
   stablemax_cross_entropy,
   stablemax_cross_entropy_with_soft_labels,
 )
-from jaxreg.metrics import classification, grokking, inductive_bias, lazy_rich, sample_complexity
+from jaxreg.metrics import (
+  classification,
+  conv_spectrum,
+  grokking,
+  inductive_bias,
+  lazy_rich,
+  sample_complexity,
+  weights,
+)
 from jaxreg.models import linear_probe
-from jaxreg.regularizers import group_sparsity, unsquared_norm
+from jaxreg.quantization import bounds, elastic, fake_quant, integer, pareto, search, straight_through
+from jaxreg.regularizers import group_sparsity, orthogonal_conv, unsquared_norm, weight_distribution
 from jaxreg.transforms import half_space_projection, orthogonal, orthogonalize_gradients, penalize, proximal
+from jaxreg.transforms.weight_compander import compand_weights
 
 TRIALS = 8
 EXAMPLES, CLASSES, TABLE = 16, 5, 24
@@ -69,6 +81,8 @@ EXEMPT = {
   "losses.spherical.spherical_statistics": "three sums; the tests of the losses compare it with the dense forms",
   "losses.softmax_family": "what the softmax losses share and carry through every test",
   "metrics.classification.MemorizationFractions": "result of memorization_fractions",
+  "metrics.conv_spectrum.OrthogonalityError": "result of orthogonality_error",
+  "metrics.conv_spectrum.orthogonality_spectral_constant": "of Python integers",
   "metrics.inductive_bias.ScaledChi2": "result of fit_scaled_chi2",
   "metrics.inductive_bias.bootstrap_inductive_bias": "fits",
   "metrics.inductive_bias.encoded_inductive_bias": "fits",
@@ -76,12 +90,52 @@ EXEMPT = {
   "metrics.inductive_bias.required_inductive_bias": "fits",
   "metrics.inductive_bias.sample_network_errors": "maps a function of the caller",
   "metrics.lazy_rich.GrokkingGap": "result of grokking_gap",
+  "quantization.bounds.BOUND_RULES": "functions by name",
+  "quantization.bounds.BoundState": "state, carried by activation_bound_update",
+  "quantization.bounds.activation_bound_init": "builds a state from a Python integer",
+  "quantization.bounds.mean_of_max_bound": "carried by freeze_bounds",
+  "quantization.bounds.mean_plus_deviation_bound": "a formula of a state, compared with NumPy's in its tests",
+  "quantization.bounds.scaled_mean_magnitude_bound": "a formula of a state, compared with NumPy's in its tests",
+  "quantization.bounds.scaled_root_mean_square_bound": "a formula of a state, compared with NumPy's in its tests",
+  "quantization.cost": "exact, of Python integers",
+  "quantization.elastic.ELASTIC_BITS": "numbers",
+  "quantization.elastic.ElasticConfig": "what the layers are told",
+  "quantization.elastic.ElasticConv": "a module around lsq_quantize",
+  "quantization.elastic.ElasticDense": "a module around lsq_quantize",
+  "quantization.elastic.ElasticLayer": "result of elastic_layers",
+  "quantization.elastic.ElasticQuantizer": "a module around lsq_quantize",
+  "quantization.elastic.LsqTable": "result of lsq_calibrate",
+  "quantization.elastic.calibrate_elastic": "of a module",
+  "quantization.elastic.config_variables": "renames",
+  "quantization.elastic.elastic_layers": "of a module's shapes",
+  "quantization.elastic.lsq_calibrate": "a search whose ties rounding decides; compared with the official one",
+  "quantization.elastic.recalibrate_batch_norm": "of a module",
+  "quantization.elastic.sample_config": "of a key and integers",
+  "quantization.elastic.sample_forms": "of a key and integers",
+  "quantization.elastic.uniform_config": "of integers",
+  "quantization.fake_quant.Quantized": "result of quantize_weight and quantize_activation",
+  "quantization.fake_quant.quantize_activation": "carried by fake_quant_activation",
+  "quantization.fake_quant.quantize_weight": "carried by fake_quant_weight",
+  "quantization.integer.IntegerConv": "a module around integer_conv",
+  "quantization.integer.IntegerDense": "a module around integer_dense",
+  "quantization.integer.aqt_dot_general": "a module of AQT",
+  "quantization.integer.integer_dot": "carried by integer_dense",
+  "quantization.layers": "modules, tested with their networks",
+  "quantization.search.AccuracyPredictor": "a module",
+  "quantization.search.encode_config": "of integers",
+  "quantization.search.evolve_bits": "maps a function of the caller",
   "regularizers.group_sparsity.compact": "shapes depend on values: not traceable, by contract",
   "regularizers.group_sparsity.compact_pair": "shapes depend on values: not traceable, by contract",
   "regularizers.group_sparsity.group_ids": "reads shapes only and returns NumPy ids; group_norms carries it",
   "regularizers.group_sparsity.resolve_groups": "reads shapes only; group_norms carries it",
+  "regularizers.orthogonal_conv.orthogonal_conv_exists": "of Python integers",
+  "regularizers.orthogonal_conv.orthogonal_conv_offset": "of Python integers",
+  "regularizers.orthogonal_conv.orthogonal_conv_taps": "of Python integers",
+  "metrics.weights.WeightMoments": "result of weight_moments",
+  "metrics.weights.WeightStats": "result of weight_stats",
   "transforms.penalize.PenalizeState": "state, carried by penalize",
   "transforms.proximal.ProximalState": "state, carried by proximal",
+  "transforms.weight_compander.CompandWeightsState": "state, carried by compand_weights",
 }
 
 
@@ -285,6 +339,25 @@ _BAD_KERNEL = (
 GROUPS = group_sparsity.group_ids({"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}, kind="neuron")
 
 
+def _straight_through(x, results, **_):
+  """The value, moving as the argument does from where it was, which the call returns beside it."""
+  return results[0] + x - results[1]
+
+
+def _clipped_straight_through(x, results, bound, *, bits, signed):
+  value, start = results
+  inside = (start <= bound) & (start >= (-bound if signed else 0))
+  return value + jnp.where(inside, x - start, 0)
+
+
+def _lsq_surrogate(x, results, scale, *, bits):
+  """The identity on the grid and constant beyond, about the point of the row's second result."""
+  value, point = results
+  half = 2.0 ** (bits - 1)
+  ratio = point / (scale + 1e-6)
+  return value + jnp.where((ratio >= -half) & (ratio <= half - 1), x - point, 0)
+
+
 def _elr_surrogate(logits, results, labels, ids, state, *, momentum, weight):
   """The targets, which were just updated with these logits, are constants."""
   cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -432,6 +505,47 @@ _BAD_BAGS = (
   ("targets", lambda x, y: (x, y[:1])),
   ("targets", lambda x, y: (x, y.astype(np.int32))),
   ("predictions|logits", lambda x, y: (x.astype(np.int32), y)),
+)
+
+
+def conv(function, **options):
+  """`function(kernel, **options)` of a convolution's kernel."""
+  keywords = {name: options.pop(name) for name in tuple(options) if name in ("differentiable", "wide")}
+  kernel = lambda rng: (rng.normal(size=(3, 3, 2, 4)),)
+  return row(function, kernel, bad=_BAD_CONV, options=options, **keywords)
+
+
+_BAD_CONV = (
+  ("kernel", lambda kernel: (kernel.astype(np.int32),)),
+  ("kernel", lambda kernel: (kernel[:2],)),
+  ("kernel", lambda kernel: (kernel[:2, :2],)),
+  ("kernel", lambda kernel: (kernel[0, 0],)),
+)
+
+
+_BAD_WEIGHTS = (("weights", lambda values: (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), values),)),)
+
+
+def _coarsest(logits, labels, *, axis=-1, **keywords):
+  """The loss of the coarsest form, which teaches none, with two finer ones that prefer the later classes."""
+  finer = jax.lax.broadcasted_iota(logits.dtype, logits.shape, axis % logits.ndim)
+  return progressive_guidance.progressive_guidance_loss(-finer, finer, logits, labels, axis=axis, **keywords)
+
+
+def mask(function, **options):
+  """`function(feature_maps, **options)`, zeros and ones of each filter, of which there is no gradient."""
+  maps = lambda rng: (rng.normal(size=(EXAMPLES, 3, CLASSES)),)
+  bad = (
+    ("feature_maps", lambda maps: (maps.astype(np.int32),)),
+    ("feature_maps", lambda maps: (maps[0, 0],)),
+  )
+  return row(function, maps, bad=bad, examples="batch", differentiable=False, options=options)
+
+
+_BAD_MASKS = (
+  ("logits", lambda z, g: (z.astype(np.int32), g)),
+  ("targets", lambda z, g: (z, g[:1])),
+  ("targets", lambda z, g: (z, g[:, 0])),
 )
 
 
@@ -754,6 +868,68 @@ ROWS = [
     bad=(("params", lambda values: (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), values),)),),
     wide=True,
   ),
+  mask(dynamic_pruning.mass_mask, mass=(0.2, 0.9)),
+  mask(dynamic_pruning.uniform_mask, prune_ratio=(0.1, 0.7)),
+  row(
+    dynamic_pruning.mask_prediction_loss,
+    lambda rng: (_logits(rng), rng.integers(0, 2, (EXAMPLES, CLASSES)).astype(np.float64)),
+    extreme=_extreme_logits,
+    bad=_BAD_MASKS,
+    examples="batch",
+  ),
+  row(
+    dynamic_pruning.mask_accuracy,
+    lambda rng: (_logits(rng), rng.integers(0, 2, (EXAMPLES, CLASSES)).astype(np.float64)),
+    extreme=_extreme_logits,
+    bad=_BAD_MASKS,
+    examples="batch",
+    differentiable=False,
+    wide=True,
+  ),
+  conv(orthogonal_conv.orthogonal_conv_penalty, stride=1),
+  conv(orthogonal_conv.orthogonal_conv_penalty, stride=2),
+  conv(orthogonal_conv.orthogonal_conv_defect_norm, stride=1),
+  conv(conv_spectrum.conv_singular_values, stride=2, size=3, differentiable=False, wide=True),
+  row(
+    orthogonal_conv.orthogonal_dense_penalty,
+    lambda rng: (rng.normal(size=(3, 4)),),
+    bad=(("weights", lambda w: (w.astype(np.int32),)), ("weights", lambda w: (w[0],))),
+  ),
+  row(
+    orthogonal_conv.orthogonal_penalty,
+    lambda rng: ({"conv": {"kernel": rng.normal(size=(3, 2, 4))}, **_layer(rng)[0]},),
+    call=lambda params, weight: orthogonal_conv.orthogonal_penalty(
+      params, {"conv/kernel": 1, "kernel": None}, layer_weights={"conv/kernel": weight}
+    ),
+    bad=(
+      ("strides", lambda params: ({"conv": params["conv"]},)),
+      ("kernel", lambda params: ({**params, "conv": {"kernel": np.zeros((2, 2, 4))}},)),
+    ),
+    wide=True,
+    options=dict(weight=(0.0, 2.0)),
+  ),
+  row(
+    conv_spectrum.orthogonality_error,
+    lambda rng: (rng.uniform(0.5, 2, (3, 4)),),
+    bad=(("singular_values", lambda values: (values.astype(np.int32),)),),
+    wide=True,
+  ),
+  row(
+    conv_spectrum.isometry_bounds,
+    lambda rng: (rng.uniform(0.02, 0.05, EXAMPLES),),
+    extreme=lambda values: (EXTREME * np.resize([1.0, -1.0, 0.0], values.shape),),
+    bad=(("penalty", lambda values: (values.astype(np.int32),)),),
+    wide=True,
+    options=dict(spectral_constant=(1.0, 9.0)),
+  ),
+  row(
+    conv_spectrum.certified_radius,
+    lambda rng: (_logits(rng),),
+    extreme=_extreme_logits,
+    bad=(("logits", lambda z: (z.astype(np.int32),)), ("logits", lambda z: (z[:, :1],))),
+    examples="any",
+    options=dict(lipschitz_constant=(0.5, 2.0)),
+  ),
   row(
     grokking.nlm_alignment,
     lambda rng: (*_layer(rng), *_layer(rng)),
@@ -804,6 +980,181 @@ ROWS = [
     wide=True,
     options=dict(train_fraction=(0.05, 0.2), test_fraction=(0.2, 0.5)),
   ),
+  taught_loss(progressive_guidance.guided_cross_entropy_loss, guidance=(0.0, 1.0)),
+  row(
+    progressive_guidance.progressive_guidance_loss,
+    _classification,
+    call=_coarsest,
+    extreme=_extreme_logits,
+    bad=_BAD_LABELS,
+    examples="any",
+    options=dict(guidance=(0.0, 1.0)),
+  ),
+  row(weight_distribution.kurtosis_penalty, _layer, bad=_BAD_WEIGHTS, wide=True, options=dict(target=(1.2, 3.0))),
+  row(weight_distribution.skewness_penalty, _layer, bad=_BAD_WEIGHTS, wide=True),
+  row(
+    weight_distribution.weight_distribution_penalty,
+    _layer,
+    bad=_BAD_WEIGHTS,
+    wide=True,
+    options=dict(kurtosis_weight=(0.0, 1.0), skewness_weight=(0.0, 1.0), target=(1.2, 3.0)),
+  ),
+  row(
+    elastic.lsq_quantize,
+    lambda rng: (rng.normal(size=EXAMPLES), np.array(0.3)),
+    call=lambda x, scale, bits: (elastic.lsq_quantize(x, scale, bits=bits), x),
+    bad=(
+      ("values", lambda x, scale: (x.astype(np.int32), scale)),
+      ("scale", lambda x, scale: (x, np.ones(3))),
+      ("scale", lambda x, scale: (x, scale.astype(np.int32))),
+    ),
+    surrogate=_lsq_surrogate,
+    options=dict(bits=(2, 8)),
+  ),
+  row(
+    search.average_bits,
+    lambda rng: (rng.integers(2, 9, 6).astype(np.int32), rng.integers(1, 100, 6).astype(np.int32)),
+    bad=(("bits", lambda bits, sizes: (bits[1:], sizes)), ("bits", lambda bits, sizes: (bits[:2], sizes[:2]))),
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    weight_compander.compand,
+    lambda rng: (_logits(rng),),
+    extreme=_extreme_logits,
+    bad=(("values", lambda values: (values.astype(np.int32),)),),
+    examples="any",
+    options=dict(amplitude=(0.5, 2.0), width=(0.5, 2.0)),
+  ),
+  row(
+    weight_compander.uncompand,
+    lambda rng: (np.tanh(_logits(rng)) / 2,),
+    extreme=_extreme_logits,
+    bad=(("weights", lambda weights: (weights.astype(np.int32),)),),
+    examples="any",
+    options=dict(amplitude=(0.5, 2.0), width=(0.5, 2.0)),
+  ),
+  row(
+    weights.weight_moments,
+    lambda rng: (rng.gamma(2.0, size=(3, 4)),),
+    bad=(("weights", lambda weights: (weights.astype(np.int32),)), ("weights", lambda weights: (weights[:1, :1],))),
+    wide=True,
+  ),
+  row(
+    weights.weight_stats,
+    _layer,
+    bad=(
+      ("weights", lambda values: (jax.tree.map(lambda leaf: leaf.astype(np.int32), values),)),
+      ("params", lambda values: ({"bias": values["bias"]},)),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(threshold=(0.0, 0.5)),
+  ),
+]
+
+ROWS += [
+  row(
+    straight_through.straight_through_floor,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    bad=(("values", lambda x: (x.astype(np.int32),)),),
+    call=lambda x: (straight_through.straight_through_floor(x), x),
+    surrogate=_straight_through,
+  ),
+  row(
+    straight_through.straight_through_round,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    bad=(("values", lambda x: (x.astype(np.int32),)),),
+    call=lambda x: (straight_through.straight_through_round(x), x),
+    surrogate=_straight_through,
+  ),
+  row(
+    straight_through.straight_through_value,
+    lambda rng: (rng.normal(size=EXAMPLES), rng.normal(size=EXAMPLES)),
+    call=lambda x, replaced: (straight_through.straight_through_value(x, replaced), x),
+    bad=(*_BAD_SAME_SHAPE, ("values", lambda x, y: (x.astype(np.int32), y))),
+    surrogate=lambda x, results, replaced: _straight_through(x, results),
+  ),
+  row(
+    fake_quant.fake_quant_weight,
+    lambda rng: (rng.normal(size=(6, 3)),),
+    call=lambda x, bits: (fake_quant.fake_quant_weight(x, bits=bits), x),
+    bad=(("weights", lambda x: (x.astype(np.int32),)),),
+    surrogate=_straight_through,
+    options=dict(bits=(2, 8)),
+  ),
+  *(
+    row(
+      fake_quant.fake_quant_activation,
+      lambda rng: (rng.normal(size=EXAMPLES), rng.uniform(0.5, 1, EXAMPLES)),
+      call=lambda x, bound, bits, signed: (
+        fake_quant.fake_quant_activation(x, bits=bits, bound=bound, signed=signed),
+        x,
+      ),
+      extreme=lambda x, bound: (_extremes(x), np.resize([0.0, 1e4, -1.0], bound.shape)),
+      bad=(("inputs", lambda x, b: (x.astype(np.int32), b)), ("bound", lambda x, b: (x, b[1:]))),
+      surrogate=functools.partial(_clipped_straight_through, signed=signed),
+      options=dict(bits=(2, 8), signed=signed),
+    )
+    for signed in (False, True)
+  ),
+  row(
+    bounds.activation_bound_update,
+    lambda rng: (_logits(rng), bounds.BoundState(*rng.uniform(size=(6, CLASSES)))),
+    call=lambda x, state, rate: bounds.activation_bound_update(x, state=state, rate=rate),
+    bad=(
+      ("inputs", lambda x, state: (x[:, 1:], state)),
+      ("inputs", lambda x, state: (x.astype(np.int32), state)),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(rate=(0.0, 1.0)),
+  ),
+  *(
+    row(
+      function,
+      lambda rng: (bounds.BoundState(*rng.uniform(size=(6, CLASSES))),),
+      bad=(("BoundState", lambda state: (tuple(state),)),),
+      differentiable=False,
+      wide=True,
+    )
+    for function in (bounds.freeze_bounds, bounds.per_tensor_bounds)
+  ),
+  row(
+    integer.integer_dense,
+    lambda rng: (rng.normal(size=(EXAMPLES, 6)),),
+    call=lambda x, **bits: integer.integer_dense(x, jnp.cos(jnp.arange(18.0)).reshape(6, 3), **bits),
+    bad=(("inputs", lambda x: (x.astype(np.int32),)), ("kernel", lambda x: (x[:, 1:],))),
+    examples="any",
+    differentiable=False,
+    options=dict(bound=1.5, signed=False, weight_bits=(2, 8), act_bits=(2, 8)),
+  ),
+  row(
+    integer.integer_conv,
+    lambda rng: (rng.normal(size=(2, 4, 3, 2)),),
+    call=lambda x, **bits: integer.integer_conv(x, jnp.cos(jnp.arange(24.0)).reshape(2, 2, 2, 3), **bits),
+    bad=(("inputs", lambda x: (x.astype(np.int32),)), ("kernel", lambda x: (x[..., 1:],))),
+    differentiable=False,
+    options=dict(bound=1.5, signed=True, weight_bits=(2, 8), act_bits=(2, 8)),
+  ),
+  row(
+    pareto.pareto_front,
+    lambda rng: (rng.normal(size=(3, 4)), rng.normal(size=(3, 4))),
+    bad=(*_BAD_SAME_SHAPE, ("costs", lambda c, v: (c.astype(np.int32), v))),
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    pareto.best_within_cost,
+    lambda rng: (rng.uniform(size=(3, 4)), rng.normal(size=(3, 4)), rng.uniform(1, 2, (3, 5))),
+    extreme=lambda c, v, b: (_extremes(c), _extremes(v), EXTREME * b),
+    bad=(
+      ("shapes", lambda c, v, b: (c[1:], v, b)),
+      ("costs", lambda c, v, b: (c.astype(np.int32), v, b)),
+      ("budgets", lambda c, v, b: (c, v, b.astype(np.int32))),
+    ),
+    differentiable=False,
+  ),
 ]
 
 TRANSFORMS = [
@@ -831,6 +1182,12 @@ TRANSFORMS = [
     half_space_projection,
     lambda base, epsilon: optax.chain(base, half_space_projection(_tensors_as_groups, epsilon=epsilon)),
     epsilon=(0.0, 0.5),
+  ),
+  transform(
+    compand_weights,
+    lambda base, deviations=1.5, slope=1.0: compand_weights(base, deviations=deviations, slope=slope),
+    deviations=(1.0, 3.0),
+    slope=(1.0, 2.0),
   ),
 ]
 

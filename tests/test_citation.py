@@ -21,7 +21,17 @@ from jaxreg.transforms import orthogonalize_gradients, penalize, proximal
 # The function and its table live in one module, whatever its name.
 citation = jaxreg.citation
 table = inspect.getmodule(citation)
-ROOMS = ("adversarial", "kernels", "layers", "losses", "metrics", "models", "regularizers", "transforms")
+ROOMS = (
+  "adversarial",
+  "kernels",
+  "layers",
+  "losses",
+  "metrics",
+  "models",
+  "quantization",
+  "regularizers",
+  "transforms",
+)
 
 
 def cited(*objects) -> list[str]:

@@ -393,7 +393,9 @@ def public_names(room):
 
 
 def test_every_public_ingredient_is_in_the_table():
-  names = {name for room in ("losses", "metrics", "regularizers", "transforms") for name in public_names(room)}
+  names = {
+    name for room in ("losses", "metrics", "quantization", "regularizers", "transforms") for name in public_names(room)
+  }
   tested = {row.name for row in ROWS} | {row.name for row in TRANSFORMS}
   exempt = {name for name in names for entry in EXEMPT if f"{name}.".startswith(f"{entry}.")}
   assert not names - tested - exempt, "add a line to tests/conformance.py"

@@ -11,6 +11,7 @@ BENCHMARKS = {
   "large_outputs": "memory and time of softmax-like losses over many classes: plain, sharded, chunked",
   "z_loss": "a step of an output layer over up to 800,000 classes: softmaxes against the factored Z-loss",
   "compaction": "a pruned network with its zero neurons and filters in place and removed",
+  "ftwt": "a convolution with filters pruned per image: whole, masked, gathered",
   "overhead": "a step of `fit` against a hand-written jitted loop",
   "paper": "memory per device of the `paper` presets, compiled without running",
 }

@@ -1,5 +1,14 @@
 """What to put inside a network: Flax modules and layers with update rules of their own."""
 
+from jaxreg.layers.dynamic_pruning import (
+  MaskedConv,
+  MaskHead,
+  mask_accuracy,
+  mask_prediction_loss,
+  mass_mask,
+  straight_through_mask,
+  uniform_mask,
+)
 from jaxreg.layers.factored_output import (
   FactoredOutput,
   FactoredState,
@@ -13,17 +22,70 @@ from jaxreg.layers.factored_output import (
   stabilize_factored,
   unfactorize,
 )
+from jaxreg.layers.gathered import gathered_conv, gathered_masked_conv, gathered_sizes
+from jaxreg.layers.max_min import max_min
+from jaxreg.layers.pruned_flops import (
+  ConvCost,
+  dense_flops,
+  dynamic_flops,
+  mask_head_flops,
+  official_dynamic_flops,
+  oracle_flops,
+)
+from jaxreg.layers.weight_compander import (
+  ARCTAN,
+  SOFTSIGN,
+  TANH,
+  Companded,
+  CompandedParams,
+  Curve,
+  compand,
+  compander_init,
+  fold_params,
+  he_deviation,
+  is_kernel,
+  uncompand,
+)
 
 __all__ = [
+  "ARCTAN",
+  "Companded",
+  "CompandedParams",
+  "ConvCost",
+  "Curve",
   "FactoredOutput",
   "FactoredState",
+  "MaskHead",
+  "MaskedConv",
+  "SOFTSIGN",
+  "TANH",
   "center_factored",
+  "compand",
+  "compander_init",
   "decay_factored",
+  "dense_flops",
+  "dynamic_flops",
   "factored_init",
   "factored_sgd_step",
   "factored_statistics",
   "factored_value_and_grad",
   "factored_weights",
+  "fold_params",
+  "gathered_conv",
+  "gathered_masked_conv",
+  "gathered_sizes",
+  "he_deviation",
+  "is_kernel",
+  "mask_accuracy",
+  "mask_head_flops",
+  "mask_prediction_loss",
+  "mass_mask",
+  "max_min",
+  "official_dynamic_flops",
+  "oracle_flops",
   "stabilize_factored",
+  "straight_through_mask",
+  "uncompand",
   "unfactorize",
+  "uniform_mask",
 ]

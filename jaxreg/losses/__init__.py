@@ -70,6 +70,7 @@ from jaxreg.losses.label_dro import (
   ldr_weights,
   normalize_scores,
 )
+from jaxreg.losses.progressive_guidance import guided_cross_entropy_loss, progressive_guidance_loss
 from jaxreg.losses.robust import (
   asymmetric_generalized_cross_entropy_loss,
   asymmetric_unhinged_loss,
@@ -162,6 +163,7 @@ __all__ = [
   "ensloss_derivatives",
   "gather_rows",
   "generalized_cross_entropy_loss",
+  "guided_cross_entropy_loss",
   "h_consistency_gamma",
   "h_consistency_gamma_bound",
   "h_consistency_transform",
@@ -189,6 +191,7 @@ __all__ = [
   "one_hot_squared_error_from_statistics",
   "one_hot_squared_error_loss",
   "posterior_mean_squared_loss",
+  "progressive_guidance_loss",
   "random_margin_loss_mixture",
   "reverse_cross_entropy_loss",
   "rho_margin",

@@ -38,6 +38,8 @@ class ResNet(nn.Module):
       of the whole batch by themselves.
     conv: module class of the convolutions.
     dense: module class of the output layer.
+    stem: module class of the first convolution, None for that of the others.
+    stem_width: channels of the first convolution, None for those of the first stage.
 
   Reference: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016; the stride sits in the 3×3
     convolution, and each block's last scale starts at zero (Goyal et al., 2017, Section 5.1).
@@ -51,6 +53,8 @@ class ResNet(nn.Module):
   axis_name: str | None = None
   conv: Callable = nn.Conv
   dense: Callable = nn.Dense
+  stem: Callable | None = None
+  stem_width: int | None = None
 
   @classmethod
   def of_depth(cls, depth: int, **options) -> "ResNet":
@@ -62,12 +66,14 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-    conv = functools.partial(self.conv, use_bias=False, kernel_init=nn.initializers.he_normal())
+    plain = dict(use_bias=False, kernel_init=nn.initializers.he_normal())
+    conv, stem = functools.partial(self.conv, **plain), functools.partial(self.stem or self.conv, **plain)
     norm = _norm(train, self.axis_name)
+    stem_width = self.stem_width or self.width
     if self.large_images:
-      hidden = conv(self.width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="stem")(images)
+      hidden = stem(stem_width, (7, 7), strides=(2, 2), padding=[(3, 3), (3, 3)], name="stem")(images)
     else:
-      hidden = conv(self.width, (3, 3), name="stem")(images)
+      hidden = stem(stem_width, (3, 3), name="stem")(images)
     hidden = nn.relu(norm(name="stem_norm")(hidden))
     if self.large_images:
       hidden = nn.max_pool(hidden, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])

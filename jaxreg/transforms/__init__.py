@@ -3,10 +3,13 @@
 from jaxreg.transforms.orthogonal_gradient import orthogonal, orthogonalize_gradients
 from jaxreg.transforms.penalize import PenalizeState, penalize
 from jaxreg.transforms.proximal import ProximalState, half_space_projection, proximal
+from jaxreg.transforms.weight_compander import CompandWeightsState, compand_weights
 
 __all__ = [
+  "CompandWeightsState",
   "PenalizeState",
   "ProximalState",
+  "compand_weights",
   "half_space_projection",
   "orthogonal",
   "orthogonalize_gradients",

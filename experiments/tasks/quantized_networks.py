@@ -1,0 +1,237 @@
+"""Quantization-aware training of classifiers whose bits are hyperparameters: one program for all precisions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxreg.data import MissingDataError, bundled, fashion_mnist, tfds_stream
+from jaxreg.quantization.bounds import freeze_bounds
+from jaxreg.quantization.integer import IntegerConv, IntegerDense
+from jaxreg.quantization.layers import Precision, QConv, QDense, quant_resnet
+from jaxreg.training import Task
+
+__all__ = ["Problem", "QMLP", "images_of", "network", "quantized_task", "schedule"]
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels
+CHUNK = 1000  # examples that are evaluated at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """One network and its training; the precision is a hyperparameter.
+
+  Attributes:
+    dataset: `digits`, `fashion_mnist` (14 × 14 pixels, means of four; MNIST's 5,000 images where it is absent) or
+      `imagenet2012` through TFDS.
+    train, test: numbers of examples; not used for ImageNet.
+    depth: blocks of the stages of a residual network, a usual depth, or () for three hidden layers.
+    bottleneck: whether blocks of given stages are bottlenecks.
+    width: channels of the first stage, or neurons of a hidden layer.
+    batch_size: examples per step.
+    steps: length of training.
+    learning_rate: at its highest.
+    weight_decay: in the loss, on parameters of rank above one.
+    warmup, cooldown: fractions of training in which the rate rises, and falls once more to zero.
+    start: fraction of training after which the bounds of activations are computed and frozen.
+    size: ImageNet's images, pixels.
+    classes: number of classes.
+    precision: dtype in which everything but the fake quantization computes.
+  """
+
+  dataset: str = "digits"
+  train: int = 1000
+  test: int = 797
+  depth: int | tuple[int, ...] = ()
+  bottleneck: bool = False
+  width: int = 32
+  batch_size: int = 64
+  steps: int = 1200
+  learning_rate: float = 0.05
+  weight_decay: float = 5e-4
+  warmup: float = 0.0
+  cooldown: float = 0.0
+  start: float = 0.25
+  size: int = 224
+  classes: int = 10
+  precision: str = "float32"
+
+  def __post_init__(self):
+    if self.dataset not in ("digits", "fashion_mnist", "imagenet2012"):
+      raise ValueError(f"dataset must be digits, fashion_mnist or imagenet2012, got {self.dataset!r}.")
+    if not 0 <= self.start <= 1 or min(self.warmup, self.cooldown) < 0 or self.warmup + self.cooldown > 1:
+      raise ValueError("start, and warmup and cooldown together, must be fractions of training.")
+
+  @property
+  def image(self) -> tuple[int, int, int]:
+    return {"digits": (8, 8, 1), "fashion_mnist": (14, 14, 1), "imagenet2012": (self.size, self.size, 3)}[self.dataset]
+
+
+class QMLP(nn.Module):
+  """Three hidden layers on few bits, the first and the last layer on more."""
+
+  width: int
+  classes: int
+  precision: Precision
+  dense: Callable = QDense
+
+  @nn.compact
+  def __call__(self, inputs, *, train: bool):
+    del train
+    p, hidden = self.precision, inputs.reshape(inputs.shape[0], -1)
+    ends, inner = (p.end_weights, p.end_activations), (p.weights, p.activations)
+    for index, (features, bits) in enumerate([(self.width, ends), *[(self.width, inner)] * 2, (self.classes, ends)]):
+      layer = self.dense(features, weight_bits=bits[0], act_bits=bits[1], signed=index == 0, name=f"dense{index}")
+      hidden = layer(hidden)
+      hidden = nn.relu(hidden) if index < 3 else hidden
+    return hidden
+
+
+def network(problem: Problem, precision: Precision, *, axis_name=None, conv=QConv, dense=QDense) -> nn.Module:
+  """The network of a problem; with `IntegerConv` and `IntegerDense` the same one for integer inference."""
+  if not problem.depth:
+    return QMLP(problem.width, problem.classes, precision, dense=functools.partial(dense, axis_name=axis_name))
+  shared = dict(classes=problem.classes, width=problem.width, conv=conv, dense=dense, axis_name=axis_name)
+  images = dict(large_images=problem.dataset == "imagenet2012", bottleneck=problem.bottleneck)
+  return quant_resnet(problem.depth, precision, **images, **shared)
+
+
+def schedule(problem: Problem) -> Callable:
+  """The learning rate relative to its highest value: a cosine, times a linear rise, times a linear fall to zero."""
+  warm, cool = (fraction * problem.steps for fraction in (problem.warmup, problem.cooldown))
+
+  def rate(step):
+    past = jnp.clip((step - warm) / (problem.steps - warm - cool), 0, 1)
+    cosine = (1 - 0.001) * (1 + jnp.cos(jnp.pi * past)) / 2 + 0.001
+    rise = jnp.minimum(1, step / warm) if warm else 1
+    return cosine * rise * (jnp.minimum(1, (problem.steps - step) / cool) if cool else 1)
+
+  return rate
+
+
+@functools.lru_cache(maxsize=16)
+def quantized_task(problem: Problem, precision: Precision, *, data_dir: str | None = None) -> Task:
+  """The task; hyperparameters are `learning_rate` and the four numbers of bits, whose defaults are `precision`.
+
+  On ImageNet, which is read from a stream and so cannot be swept, the bits are static: a smaller program.
+  """
+  start, streamed = round(problem.start * problem.steps), problem.dataset == "imagenet2012"
+  bits_of = (lambda hparams: precision) if streamed else _precision
+
+  def init_params(key, hparams):
+    model = network(problem, bits_of(hparams))
+    params, variables = _pop(model.init(key, jnp.zeros((1, *problem.image)), train=False))
+    return params, {"step": jnp.int32(0), "variables": variables}
+
+  def predict(params, extra, inputs, bits=precision, **layers):
+    model = network(problem, bits, **layers)
+    return model.apply({"params": params, **extra["variables"]}, inputs, train=False)
+
+  def objective(params, extra, batch, key, hparams, axis_name):
+    del key
+    images, labels = images_of(problem, batch)
+    model, variables = network(problem, bits_of(hparams), axis_name=axis_name), extra["variables"]
+    logits, new = model.apply({"params": params, **variables}, images, train=True, mutable=list(variables))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+    decay = sum(jnp.sum(jnp.square(kernel.astype(jnp.float32))) for kernel in kernels)
+    step = extra["step"] + 1
+    new = {**new, "quant_stats": freeze_bounds(new["quant_stats"], when=step == start)}
+    return losses.mean() + problem.weight_decay / 2 * decay, ({"step": step, "variables": new}, {})
+
+  def evaluate(params, extra, hparams):
+    bits = _precision(hparams)
+    few = Precision(*(jnp.minimum(number, 8) for number in bits))
+    train, test = _splits(problem)
+    plain = functools.partial(predict, params, extra, bits=bits)
+    integer = functools.partial(predict, params, extra, bits=few, conv=IntegerConv, dense=IntegerDense)
+    return {
+      "train_accuracy": _accuracy(plain, train),
+      "test_accuracy": _accuracy(plain, test),
+      "integer_test_accuracy": _accuracy(integer, test),
+    }
+
+  return Task(
+    init_params=init_params,
+    objective=objective,
+    optimizer=lambda hparams: optax.sgd(
+      lambda step: hparams["learning_rate"] * schedule(problem)(step), momentum=0.9, nesterov=bool(problem.depth)
+    ),
+    data=_imagenet(problem, data_dir) if streamed else _splits(problem)[0],
+    batch_size=problem.batch_size,
+    hparams={"learning_rate": problem.learning_rate, **({} if streamed else precision._asdict())},
+    evaluate_params=None if streamed else evaluate,
+    predict=predict,
+    precision=problem.precision,
+  )
+
+
+def images_of(problem: Problem, batch) -> tuple[jax.Array, jax.Array]:
+  """Images and labels of a batch; those of ImageNet come as bytes and are standardised here."""
+  if problem.dataset != "imagenet2012":
+    return batch["x"], batch["y"]
+  dtype = jnp.dtype(problem.precision)
+  return ((batch["image"] / 255.0 - jnp.array(MEAN)) / jnp.array(DEVIATION)).astype(dtype), batch["label"]
+
+
+def _precision(hparams) -> Precision:
+  return Precision(*(jnp.asarray(hparams[name]) for name in Precision._fields))
+
+
+def _pop(variables) -> tuple[Any, dict]:
+  return variables["params"], {name: value for name, value in variables.items() if name != "params"}
+
+
+def _accuracy(predict: Callable, part: dict) -> jax.Array:
+  inputs, labels = (jnp.asarray(part[name]) for name in "xy")
+  right = lambda pair: jnp.mean(predict(pair[0]).argmax(-1) == pair[1])
+  if len(labels) <= CHUNK or len(labels) % CHUNK:
+    return right((inputs, labels))
+  return jnp.mean(jax.lax.map(right, tuple(x.reshape(-1, CHUNK, *x.shape[1:]) for x in (inputs, labels))))
+
+
+@functools.lru_cache(maxsize=8)
+def _splits(problem: Problem) -> tuple[dict, dict]:
+  sizes = problem.train, problem.test
+  if problem.dataset == "digits":
+    return bundled.split(bundled.digits(), sizes=sizes)
+  small = lambda x: x.reshape(len(x), 14, 2, 14, 2, 1).mean((2, 4))
+  return bundled.standardize(*({"x": small(part["x"]), "y": part["y"]} for part in _garments(sizes)))
+
+
+def _garments(sizes: Sequence[int]) -> tuple[dict, dict]:
+  """The first images of Fashion-MNIST's own parts; of MNIST's bundled ones where it is absent, four fifths to train."""
+  try:
+    parts = fashion_mnist()
+  except MissingDataError:
+    return bundled.split(bundled.mnist_subset(), sizes=sizes if sum(sizes) <= 5000 else (4000, 1000))
+  if any(len(part["y"]) < size for part, size in zip(parts, sizes)):
+    raise ValueError(f"train and test must be at most {[len(part['y']) for part in parts]}, got {sizes}.")
+  return tuple({name: value[:size] for name, value in part.items()} for part, size in zip(parts, sizes))
+
+
+def _imagenet(problem: Problem, data_dir: str | None) -> Callable:
+  crop = functools.partial(_random_crop, size=problem.size)
+  return functools.partial(
+    tfds_stream, "imagenet2012", split="train", batch_size=problem.batch_size, seed=0, transform=crop, data_dir=data_dir
+  )
+
+
+def _random_crop(example: dict, rng: np.random.Generator, *, size: int) -> dict:
+  """A random part of 8 to 100 % of the image, of sides that differ by at most a third, resized, perhaps reflected."""
+  height, width = example["image"].shape[:2]
+  area, ratio = rng.uniform(0.08, 1) * height * width, np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
+  rows = int(np.clip(round(np.sqrt(area / ratio)), 1, height))
+  columns = int(np.clip(round(np.sqrt(area * ratio)), 1, width))
+  top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
+  part = example["image"][top : top + rows, left : left + columns]
+  # The nearest pixel: without an image library, and cheap.
+  places = [(np.arange(size) * n) // size for n in (rows, columns)]
+  image = part[places[0]][:, places[1]]
+  return {"image": image[:, ::-1] if rng.integers(2) else image, "label": example["label"]}

@@ -1,0 +1,104 @@
+"""Guidance of a network's quantized forms: the finest teaches a random one, and that one the coarsest."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.checks import check_hyperparameter, check_integer_labels, check_same_shape
+
+__all__ = ["guided_cross_entropy_loss", "progressive_guidance_loss"]
+
+
+def guided_cross_entropy_loss(
+  logits: jax.Array,
+  teacher_logits: jax.Array,
+  labels: jax.Array,
+  *,
+  guidance: float | jax.Array = 0.5,
+  axis: int = -1,
+  where: jax.Array | None = None,
+) -> jax.Array:
+  """`guidance KL(teacher || student) + (1 - guidance) cross-entropy`, with a constant teacher and temperature 1.
+
+  >>> import jax.numpy as jnp
+  >>> logits, teacher, labels = jnp.zeros((1, 2)), jnp.zeros((1, 2)), jnp.array([0])
+  >>> round(guided_cross_entropy_loss(logits, teacher, labels).item(), 4)
+  0.3466
+
+  Args:
+    logits: the student's, floating `[..., classes]`.
+    teacher_logits: of the same shape; no gradient passes.
+    labels: integers `[...]`.
+    guidance: the paper's lambda, weight of the teacher, in [0, 1]; may be traced.
+    axis: the axis of the classes.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
+
+  Returns:
+    `[...]`, the loss of each example.
+
+  Raises:
+    ValueError: when labels or teacher do not fit the logits or `guidance` is outside [0, 1].
+
+  Reference: Xu, Han, Tian, Yang, Zhang, "EQ-Net: Elastic Quantization Neural Networks", ICCV 2023, Section 3.2.
+  """
+  check_integer_labels(logits, labels, axis=axis)
+  check_same_shape(logits=logits, teacher_logits=teacher_logits)
+  check_hyperparameter("guidance", guidance, low=0, high=1)
+  student, teacher = _log_probabilities(logits, axis, where), _log_probabilities(teacher_logits, axis, where)
+  teacher = jax.lax.stop_gradient(teacher)
+  divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=axis, where=where)
+  weight = jnp.asarray(guidance, student.dtype)
+  return (weight * divergence - (1 - weight) * _of_label(student, labels, axis)).astype(logits.dtype)
+
+
+def progressive_guidance_loss(
+  logits: jax.Array,
+  random_logits: jax.Array,
+  low_logits: jax.Array,
+  labels: jax.Array,
+  *,
+  guidance: float | jax.Array = 0.5,
+  axis: int = -1,
+  where: jax.Array | None = None,
+) -> jax.Array:
+  """Cross-entropy of a network's finest form, plus those of a random form it guides and the coarsest, guided by that.
+
+  >>> import jax.numpy as jnp
+  >>> logits = jnp.zeros((1, 2))
+  >>> round(progressive_guidance_loss(logits, logits, logits, jnp.array([0])).item(), 4)
+  1.3863
+
+  Args:
+    logits: of the form with most bits, floating `[..., classes]`.
+    random_logits: of a form with random bits, of the same shape.
+    low_logits: of the form with fewest bits, of the same shape.
+    labels: integers `[...]`.
+    guidance: the paper's lambda, weight of the teachers, in [0, 1]; 0 is hard labels for all; may be traced.
+    axis: the axis of the classes.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
+
+  Returns:
+    `[...]`, the loss of each example; no gradient passes from a student to its teacher.
+
+  Raises:
+    ValueError: when labels or shapes do not fit or `guidance` is outside [0, 1].
+
+  Reference: Xu, Han, Tian, Yang, Zhang, "EQ-Net: Elastic Quantization Neural Networks", ICCV 2023, Section 3.2 (group
+    progressive guidance).
+  """
+  options = dict(guidance=guidance, axis=axis, where=where)
+  middle = guided_cross_entropy_loss(random_logits, logits, labels, **options)
+  lowest = guided_cross_entropy_loss(low_logits, random_logits, labels, **options)
+  # The checks of the logits come with the first call.
+  highest = -_of_label(_log_probabilities(logits, axis, where), labels, axis)
+  return (highest + middle.astype(highest.dtype) + lowest.astype(highest.dtype)).astype(logits.dtype)
+
+
+def _log_probabilities(logits, axis, where):
+  """Log-softmax, 0 for classes that take no part."""
+  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  values = jax.nn.log_softmax(wide, axis=axis, where=where)
+  return values if where is None else jnp.where(where, values, 0)
+
+
+def _of_label(values, labels, axis):
+  return jnp.squeeze(jnp.take_along_axis(values, jnp.expand_dims(labels, axis), axis), axis)

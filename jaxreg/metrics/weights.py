@@ -1,0 +1,110 @@
+"""How a network's weights are distributed: skewness and kurtosis, and weights near zero and far from it."""
+
+import operator
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.layers.weight_compander import he_deviation
+
+__all__ = ["WeightMoments", "WeightStats", "weight_moments", "weight_stats"]
+
+
+class WeightMoments(NamedTuple):
+  """Mean third and fourth powers of standardized weights, scalars."""
+
+  skewness: jax.Array
+  kurtosis: jax.Array
+
+
+class WeightStats(NamedTuple):
+  """Scalars over all kernels of a network, in units of He's standard deviation of each kernel.
+
+  Attributes:
+    largest: the largest absolute weight.
+    near_zero: the share of weights nearer to zero than the threshold.
+    kurtosis: the mean over the kernels of their kurtosis.
+  """
+
+  largest: jax.Array
+  near_zero: jax.Array
+  kurtosis: jax.Array
+
+
+def weight_moments(weights: jax.Array, *, ddof: int = 1) -> WeightMoments:
+  """Skewness `mean z^3` and kurtosis `mean z^4` of all entries, standardized by their mean and deviation.
+
+  A normal law has kurtosis 3, a uniform one 1.8, two points 1. Equal weights have moments and gradients 0.
+
+  >>> import jax.numpy as jnp
+  >>> moments = weight_moments(jnp.array([-1.0, 1.0, -1.0, 1.0]), ddof=0)
+  >>> float(moments.skewness), float(moments.kurtosis)
+  (0.0, 1.0)
+
+  Args:
+    weights: floating, of any shape.
+    ddof: what the deviation's divisor is less than the number of entries; 1 is the unbiased variance. Static.
+
+  Returns:
+    Two scalars, float32 at least.
+
+  Raises:
+    ValueError: when the weights are not floating point, or are not more than `ddof`.
+
+  Reference: Xu, Han, Tian, Yang, Zhang, "EQ-Net: Elastic Quantization Neural Networks", ICCV 2023, the moments in
+    equation 6; the unbiased deviation as in the official code.
+  """
+  check_float("weights", weights)
+  if jnp.size(weights) <= ddof:
+    raise ValueError(f"weights must be more than ddof {ddof} entries, got {jnp.size(weights)}.")
+  wide = jnp.asarray(weights, jnp.promote_types(jnp.result_type(weights), jnp.float32))
+  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(wide)))
+  centred = wide / jnp.where(largest > 0, largest, 1)  # fourth powers must stay in range
+  centred = centred - jnp.mean(centred)
+  variance = jnp.sum(centred**2) / (centred.size - ddof)
+  # Equal weights differ from their mean by rounding.
+  spread = variance > (4 * jnp.finfo(wide.dtype).eps) ** 2
+  standard = jnp.where(spread, centred, 0) * jax.lax.rsqrt(jnp.where(spread, variance, 1))
+  return WeightMoments(jnp.mean(standard**3), jnp.mean(standard**4))
+
+
+def weight_stats(params, *, threshold: float | jax.Array = 0.1) -> WeightStats:
+  """The largest weight, the share of weights near zero and the kurtosis of a network's kernels.
+
+  Kernels are the arrays of at least two axes; a weight counts in units of `sqrt(2 / fan_in)` of its kernel.
+
+  >>> import jax.numpy as jnp
+  >>> stats = weight_stats({"kernel": jnp.array([[0.0, 0.05], [2.0, -4.0]]), "bias": jnp.ones(2)})
+  >>> float(stats.largest), float(stats.near_zero)
+  (4.0, 0.5)
+
+  Args:
+    params: pytree of arrays with at least one kernel of more than one entry.
+    threshold: non-negative, below which a weight is near zero; may be traced.
+
+  Returns:
+    Three scalars, float32 at least.
+
+  Raises:
+    ValueError: when there is no kernel, one is not floating point, or `threshold` is negative.
+
+  Reference: Cakaj, Mehnert, Yang, "Weight Compander: A Simple Weight Reparameterization for Regularization",
+    IJCNN 2023; the measures are ours.
+  """
+  check_hyperparameter("threshold", threshold, low=0)
+  kernels = [leaf for leaf in jax.tree.leaves(params) if jnp.ndim(leaf) > 1]
+  if not kernels:
+    raise ValueError("params must have a kernel, an array of at least two axes, got none.")
+  kurtosis = [weight_moments(kernel).kurtosis for kernel in kernels]
+  units = [
+    jnp.abs(jnp.asarray(kernel, value.dtype)) / he_deviation(kernel.shape) for kernel, value in zip(kernels, kurtosis)
+  ]
+  near = [jnp.sum(unit < threshold, dtype=unit.dtype) for unit in units]
+  return WeightStats(
+    reduce(jnp.maximum, [jnp.max(unit) for unit in units]),
+    reduce(operator.add, near) / sum(unit.size for unit in units),
+    reduce(operator.add, kurtosis) / len(kurtosis),
+  )
