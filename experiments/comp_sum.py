@@ -56,7 +56,7 @@ class Config:
     model: `mlp` on the MNIST subset, or `wide_resnet` on CIFAR-10 from TFDS.
     train, test: numbers of images; a stream has no test images.
     hidden: width of the MLP's hidden layer.
-    depth, widen: size of the wide residual network.
+    depth, widen, width: size of the wide residual network.
     radius, step_size: of the attack in training, in l_inf, for pixels in [0, 1].
     attack_steps: steps of the attack in training.
     test_steps: steps of the attack that measures.
@@ -78,6 +78,7 @@ class Config:
   hidden: int = 128
   depth: int = 28
   widen: int = 10
+  width: int = 16
   radius: float = 0.06
   step_size: float = 0.02
   attack_steps: int = 5
@@ -248,7 +249,7 @@ def _cifar_task(config: Config) -> Task:
   """A wide residual network on CIFAR-10 with the usual shifts and reflections."""
 
   def network(axis_name=None):
-    return WideResNet(depth=config.depth, widen=config.widen, classes=10, axis_name=axis_name)
+    return WideResNet(depth=config.depth, widen=config.widen, classes=10, width=config.width, axis_name=axis_name)
 
   def init_params(key, hparams):
     del hparams
@@ -296,7 +297,7 @@ def paper_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 def reduced(config: Config) -> Config:
   """The same network with one block a stage, at the least width, and a shorter attack."""
-  return dataclasses.replace(config, depth=10, widen=1, attack_steps=1, batch_size=8, train=64, epochs=3)
+  return dataclasses.replace(config, depth=10, widen=1, width=2, attack_steps=1, batch_size=8, train=64, epochs=3)
 
 
 def paper_sets(config: Config) -> dict[str, dict]:

@@ -18,9 +18,8 @@ from jaxreg.layers.pruned_flops import ConvCost, dense_flops, dynamic_flops
 from jaxreg.training import Task, grid, sweep
 
 CARD = "33-ftwt"
-# name -> filters, stride.
-LAYERS = {"conv0": (16, 1), "conv1": (24, 2), "conv2": (24, 1)}
-COSTS = (ConvCost(1, 16, 9, 64), ConvCost(16, 24, 9, 16), ConvCost(24, 24, 9, 16))
+# Of the network: name -> stride, and the pixels of the output.
+LAYERS = {"conv0": (1, 64), "conv1": (2, 16), "conv2": (1, 16)}
 CLAIMED = 0.9  # the mass of the main claim
 UNIFORM = tuple(float(ratio) for ratio in np.round(np.arange(0, 0.95, 0.1), 1))
 
@@ -30,7 +29,9 @@ class Config:
   """A small convolutional network on digits, trained whole and then with dynamic pruning.
 
   Attributes:
-    train: training images of digits; 500 others are for testing.
+    train: training images of digits.
+    test: as many others, for testing.
+    filters: of the convolutions.
     batch_size: examples per step.
     dense_steps: steps without masks.
     steps: steps with masks, of which the first half trains the heads on their targets too.
@@ -40,6 +41,8 @@ class Config:
   """
 
   train: int = 1297
+  test: int = 500
+  filters: tuple[int, int, int] = (16, 24, 24)
   batch_size: int = 64
   dense_steps: int = 400
   steps: int = 600
@@ -49,7 +52,7 @@ class Config:
 
 
 PRESETS = {
-  "smoke": Config(train=256, dense_steps=20, steps=20, long_steps=20, masses=(0.7, CLAIMED)),
+  "smoke": Config(train=128, test=32, filters=(4, 8, 8), dense_steps=4, steps=4, long_steps=4, masses=(0.7, CLAIMED)),
   "cpu": Config(),
 }
 
@@ -57,12 +60,13 @@ PRESETS = {
 class Network(nn.Module):
   """Three masked convolutions, a max pool and a linear classifier."""
 
+  filters: tuple[int, ...]
   mode: str
 
   @nn.compact
   def __call__(self, images: jax.Array, **options) -> jax.Array:
     hidden = images
-    for name, (filters, stride) in LAYERS.items():
+    for filters, (name, (stride, _)) in zip(self.filters, LAYERS.items(), strict=True):
       hidden = MaskedConv(filters, strides=stride, mode=self.mode, name=name)(hidden, **options)
     hidden = nn.max_pool(hidden, (2, 2), strides=(2, 2))
     return nn.Dense(10, name="classifier")(hidden.reshape(len(hidden), -1))
@@ -70,8 +74,9 @@ class Network(nn.Module):
 
 def build(config: Config) -> Task:
   """Dense training, then FTWT; the hyperparameter is the targets' `mass`."""
-  train, test = bundled.split(bundled.digits(), sizes=(config.train, 500))
-  model = Network(config.mode)
+  train, test = bundled.split(bundled.digits(), sizes=(config.train, config.test))
+  model = Network(config.filters, config.mode)
+  costs = layer_costs(config)
 
   def apply(params, extra, images, mutable=(), **options):
     return model.apply({"params": params, "batch_stats": extra["batch_stats"]}, images, mutable=mutable, **options)
@@ -110,7 +115,7 @@ def build(config: Config) -> Task:
   def measured(params, extra, target, masks):
     logits, new = apply(params, extra, test["x"], ["pruning"], target=target, train=False, masks=masks)
     (active,) = records(new["pruning"], "mask")
-    share = jnp.mean(dynamic_flops([jnp.sum(mask, axis=-1) for mask in active], COSTS)) / dense_flops(COSTS)
+    share = jnp.mean(dynamic_flops([jnp.sum(mask, axis=-1) for mask in active], costs)) / dense_flops(costs)
     return jnp.mean(logits.argmax(-1) == test["y"]), share, new["pruning"]
 
   def evaluate(params, extra, hparams):
@@ -148,6 +153,12 @@ def build(config: Config) -> Task:
     evaluate_params=evaluate,
     predict=predict,
   )
+
+
+def layer_costs(config: Config) -> list[ConvCost]:
+  """The sizes of the convolutions."""
+  inputs = (1, *config.filters)
+  return [ConvCost(*sizes, 9, pixels) for *sizes, (_, pixels) in zip(inputs, config.filters, LAYERS.values())]
 
 
 def records(pruning, *names: str) -> list[list[jax.Array]]:

@@ -29,9 +29,9 @@ CARD = "50-orthogonal_conv"
 NON_SQUARE = ((8, 4, 3, 1), (8, 16, 3, 1), (4, 8, 3, 2))
 SQUARE = ((8, 8, 3, 1), (4, 16, 3, 2))
 REACHED = 1e-4
-# Of the network: name -> outputs, stride; and the size of the output in pixels.
-LAYERS = {"conv0": (16, 1, 8), "conv1": (32, 2, 4), "conv2": (64, 2, 2)}
-STRIDES = {**{f"{name}/kernel": stride for name, (_, stride, _) in LAYERS.items()}, "head/kernel": None}
+# Of the network: name -> stride, and the size of the output in pixels.
+LAYERS = {"conv0": (1, 8), "conv1": (2, 4), "conv2": (2, 2)}
+STRIDES = {**{f"{name}/kernel": stride for name, (stride, _) in LAYERS.items()}, "head/kernel": None}
 KEPT = 0.01  # of clean accuracy
 
 
@@ -43,7 +43,9 @@ class Config:
     shapes: inputs, outputs, kernel size and stride of the kernels.
     descent_steps: steps of Adam on the penalty alone; the last quarter has a tenth of the learning rate.
     sizes: output sizes in pixels at which a nearly orthogonal kernel is measured.
-    train: training images of digits; 500 others are for testing.
+    train: training images of digits.
+    test: as many others, for testing.
+    channels: of the network's convolutions.
     steps: training steps of a network.
     batch_size: examples per step.
     weights: of the penalty, increasing, 0 first.
@@ -55,6 +57,8 @@ class Config:
   descent_steps: int = 2000
   sizes: tuple[int, ...] = (4, 8, 16, 32, 64)
   train: int = 1297
+  test: int = 500
+  channels: tuple[int, int, int] = (16, 32, 64)
   steps: int = 1000
   batch_size: int = 64
   weights: tuple[float, ...] = (0.0, 0.01, 1.0, 10.0)
@@ -69,10 +73,12 @@ class Config:
 PRESETS = {
   "smoke": Config(
     shapes=(NON_SQUARE[0], SQUARE[0]),
-    descent_steps=80,
+    descent_steps=20,
     sizes=(4, 8),
-    train=256,
-    steps=20,
+    train=128,
+    test=32,
+    channels=(4, 4, 8),
+    steps=4,
     weights=(0.0, 1.0),
     attack_steps=2,
   ),
@@ -83,18 +89,20 @@ PRESETS = {
 class Network(nn.Module):
   """Three circular convolutions with MaxMin, and a linear head: 1-Lipschitz when all kernels are orthogonal."""
 
+  channels: tuple[int, ...]
+
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     hidden = images
-    for name, (outputs, stride, _) in LAYERS.items():
+    for outputs, (name, (stride, _)) in zip(self.channels, LAYERS.items(), strict=True):
       hidden = max_min(nn.Conv(outputs, (3, 3), strides=stride, padding="CIRCULAR", name=name)(hidden))
     return nn.Dense(10, name="head")(hidden.reshape(len(hidden), -1))
 
 
 def build(config: Config) -> Task:
   """Cross-entropy on digits plus the penalty of all layers; hyperparameters are `learning_rate` and `weight`."""
-  train, test = bundled.split(bundled.digits(), sizes=(config.train, 500))
-  model = Network()
+  train, test = bundled.split(bundled.digits(), sizes=(config.train, config.test))
+  model = Network(config.channels)
 
   def predict(params, extra, inputs):
     del extra
@@ -134,20 +142,20 @@ def layer_norms(params) -> dict[str, jax.Array]:
   """The largest singular value of each layer."""
   norms = {
     name: jnp.max(conv_singular_values(params[name]["kernel"], size=size, stride=stride))
-    for name, (_, stride, size) in LAYERS.items()
+    for name, (stride, size) in LAYERS.items()
   }
   return {**norms, "head": jnp.linalg.norm(params["head"]["kernel"], 2)}
 
 
 def certify(config: Config, params) -> dict[str, np.ndarray]:
   """The Lipschitz bounds and certified accuracies of trained networks, `[trials]`."""
-  _, test = bundled.split(bundled.digits(), sizes=(config.train, 500))
+  _, test = bundled.split(bundled.digits(), sizes=(config.train, config.test))
 
   # Not part of `evaluate`: batches of singular values can stall XLA's threads when a sweep uses several CPU devices.
   @jax.jit
   def audit(params):
     product = jnp.prod(jnp.stack(list(layer_norms(params).values())))
-    logits = Network().apply({"params": params}, jnp.asarray(test["x"]))
+    logits = Network(config.channels).apply({"params": params}, jnp.asarray(test["x"]))
     certified = certified_radius(logits, lipschitz_constant=product) >= config.radius
     return product, jnp.mean((logits.argmax(-1) == test["y"]) & certified)
 

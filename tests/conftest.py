@@ -12,7 +12,7 @@ import pytest
 
 # Most of the suite's time is compilation, and most of that is LLVM's: do without its optimizations and XLA's newest
 # emitters; XLA's own rewriting of programs stays. `XLA_FLAGS= make test` tests the fully optimized code.
-_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+_QUICK = "--xla_cpu_use_fusion_emitters=false"
 
 
 def _are_known(flags: str) -> bool:
@@ -21,8 +21,10 @@ def _are_known(flags: str) -> bool:
   return subprocess.run(program, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True).returncode == 0
 
 
-if "XLA_FLAGS" not in os.environ:  # workers and programs that tests start inherit it
+if "XLA_FLAGS" not in os.environ:  # workers and programs that tests start inherit what stands in the environment
   os.environ["XLA_FLAGS"] = _QUICK if _are_known(_QUICK) else ""
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+  jax.config.update("jax_disable_most_optimizations", True)
 
 jax.config.update("jax_num_cpu_devices", 8)
 # One cache for all workers and runs.
@@ -39,6 +41,14 @@ def programs_are_freed():
   """Compiled programs live in memory maps, of which Linux allows a process 65,530; beyond that it crashes anywhere."""
   yield
   jax.clear_caches()
+
+
+@pytest.fixture
+def optimized():
+  """LLVM's optimizations, for a test that otherwise runs longer than it compiles (convolutions, long loops)."""
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ)
 
 
 class Golden:

@@ -96,8 +96,9 @@ class WideResNet(nn.Module):
 
   Attributes:
     depth: 6 n + 4 layers.
-    widen: factor on the widths 16, 32, 64.
+    widen: factor on the widths of the stages, `width` times 1, 2 and 4.
     classes: number of outputs.
+    width: of the stem, 16 in the paper.
     axis_name: as in `ResNet`.
 
   Reference: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, Table 1.
@@ -106,6 +107,7 @@ class WideResNet(nn.Module):
   depth: int
   widen: int
   classes: int
+  width: int = 16
   axis_name: str | None = None
 
   @nn.compact
@@ -114,10 +116,10 @@ class WideResNet(nn.Module):
       raise ValueError(f"depth must be 6 n + 4 with n >= 1, got {self.depth}.")
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
     norm = _norm(train, self.axis_name)
-    hidden = conv(16, (3, 3), name="stem")(images)
+    hidden = conv(self.width, (3, 3), name="stem")(images)
     for stage in range(3):
       for index in range((self.depth - 4) // 6):
-        width, stride = 16 * self.widen * 2**stage, 2 if stage > 0 and index == 0 else 1
+        width, stride = self.width * self.widen * 2**stage, 2 if stage > 0 and index == 0 else 1
         hidden = _pre_activation_block(hidden, width, stride, conv, norm, name=f"stage{stage}_block{index}")
     hidden = nn.relu(norm(name="head_norm")(hidden))
     return nn.Dense(self.classes, name="head")(hidden.mean((1, 2)))

@@ -9,7 +9,7 @@ from jaxreg.kernels import hypothesis_space
 from jaxreg.kernels.rbf import rbf_kernel
 from jaxreg.metrics import inductive_bias
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "optimized")
 fit = jax.jit(inductive_bias.fit_scaled_chi2, static_argnames="steps")
 required = jax.jit(inductive_bias.required_inductive_bias, static_argnames="steps")
 TARGETS = jnp.array([0.05, 0.5, 2.0, 4.0, 40.0])
