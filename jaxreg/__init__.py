@@ -1,8 +1,8 @@
 """Published methods of loss design and regularization for JAX: parts for anyone's training loop.
 
 Rooms: `losses` (what to minimise), `regularizers` (what to add), `transforms` (how to step, optax), `layers` and
-`models` (Flax), `quantization`, `kernels` (theory in closed form), `adversarial`, `metrics`, `data`, `training` (the
-harness). Each is imported when it is first used.
+`models` (Flax), `quantization`, `kernels` (theory in closed form), `solvers` (iterative
+algorithms), `adversarial`, `metrics`, `data`, `training` (the harness). Each is imported when it is first used.
 
 >>> import jaxreg
 >>> jaxreg.losses.stablemax_cross_entropy.__module__
@@ -23,6 +23,7 @@ _ROOMS = (
   "models",
   "quantization",
   "regularizers",
+  "solvers",
   "training",
   "transforms",
 )

@@ -39,6 +39,7 @@ from jaxreg.losses import (
   label_dro,
   progressive_guidance,
   robust,
+  scaled_residual,
   score_matching,
   spherical,
 )
@@ -60,6 +61,14 @@ from jaxreg.metrics import (
 from jaxreg.models import linear_probe
 from jaxreg.quantization import bounds, elastic, fake_quant, integer, pareto, search, straight_through
 from jaxreg.regularizers import group_sparsity, orthogonal_conv, unsquared_norm, weight_distribution
+from jaxreg.solvers import (
+  adaptive_sampling,
+  follow_the_regularized_leader,
+  linear_q_estimation,
+  poisson,
+  projections,
+  sparse_transport,
+)
 from jaxreg.transforms import half_space_projection, orthogonal, orthogonalize_gradients, penalize, proximal
 from jaxreg.transforms.weight_compander import compand_weights
 
@@ -133,6 +142,28 @@ EXEMPT = {
   "regularizers.orthogonal_conv.orthogonal_conv_taps": "of Python integers",
   "metrics.weights.WeightMoments": "result of weight_moments",
   "metrics.weights.WeightStats": "result of weight_stats",
+  "solvers.adaptive_sampling.OptimalAdversary": "result of optimal_adversary_1d",
+  "solvers.adaptive_sampling.aas_pinn_loss": "takes functions of the caller",
+  "solvers.adaptive_sampling.laplacian": "takes a function of the caller",
+  "solvers.adaptive_sampling.log_density_and_score": "takes a function of the caller",
+  "solvers.adaptive_sampling.normalize_squared_residuals": "divides by a mean, which extreme densities make extreme",
+  "solvers.adaptive_sampling.optimal_adversary_1d": "a closed form for tests, in the golden test",
+  "solvers.adaptive_sampling.sample_in_box": "takes a function of the caller",
+  "solvers.adversarial_mdp": "simulations, and sums over a few layers that the golden file carries",
+  "solvers.conjugate_directions": "iterates functions of the caller",
+  "solvers.lanczos": "vectors up to sign, of an iteration on a function of the caller",
+  "solvers.linear_q_estimation.dilated_bonus": "a sum over layers, in the golden test",
+  "solvers.linear_q_estimation.linear_q_estimate": "magnitude_reduced_q_estimate carries it",
+  "solvers.linear_q_estimation.matrix_geometric_resampling": "an estimate whose variance no rounding error survives",
+  "solvers.linear_q_estimation.quadratic_bonus": "a quadratic form, in the golden test",
+  "solvers.linear_q_estimation.ridge_inverse_covariance": "an inverse, of extreme features an extreme one",
+  "solvers.peak_equations": "functions of functions of the caller",
+  "solvers.self_tuning": "a training loop, and transformations that the golden file carries",
+  "solvers.solver_cost": "whole solves and what they return",
+  "solvers.sparse_transport.SparseTransportResult": "result of solve_sparse_transport",
+  "solvers.sparse_transport.solve_sparse_transport": "an iterative maximisation, compared with exact optima",
+  "solvers.sparse_transport.solve_sparse_transport_dual": "an iterative maximisation, compared with exact optima",
+  "solvers.taylor_regularization": "takes a function of the caller",
   "transforms.penalize.PenalizeState": "state, carried by penalize",
   "transforms.proximal.ProximalState": "state, carried by proximal",
   "transforms.weight_compander.CompandWeightsState": "state, carried by compand_weights",
@@ -549,7 +580,99 @@ _BAD_MASKS = (
 )
 
 
+_BAD_DENSITIES = (
+  ("shapes", lambda log_density, *rest: (log_density[1:], *rest)),
+  ("log_density", lambda log_density, *rest: (log_density.astype(np.int32), *rest)),
+)
+
+
+def _transport(rng):
+  """Potentials, costs and marginals of problems of four rows and three columns."""
+  alpha, beta = (rng.normal(size=(EXAMPLES, size)) for size in (4, 3))
+  marginals = [rng.dirichlet(np.full(size, 3.0), EXAMPLES) for size in (4, 3)]
+  return alpha, beta, rng.uniform(size=(EXAMPLES, 4, 3)), *marginals
+
+
+def transport(function, chosen):
+  """`function(*arguments, k, regularization)`, a result per problem, with the chosen ones of `_transport`."""
+
+  def arguments(rng):
+    problem = _transport(rng)
+    return tuple(problem[index] for index in chosen)
+
+  bad = (
+    ("row_potential", lambda alpha, *rest: (alpha[:, 1:], *rest)),
+    ("row_potential", lambda alpha, *rest: (alpha[:1], *rest)),
+    ("row_potential", lambda alpha, *rest: (alpha.astype(np.int32), *rest)),
+    ("column_marginal", lambda *rest: (*rest[:-1], rest[-1][:, 1:])),
+  )
+  options = dict(k=2, regularization=(0.2, 2.0))
+  return row(function, arguments, bad=bad, examples="any", options=options)
+
+
+def _sparse(function, named, **options):
+  """`function(values, k, **options)` along the last axis."""
+  bad = ((named, lambda x: (x.astype(np.int32),)),)
+  options = dict(k=2, **options)
+  return row(function, lambda rng: (_logits(rng),), extreme=_extreme_logits, bad=bad, examples="any", options=options)
+
+
+def _q_estimation(rng):
+  """Features, an inverse covariance, one played and some visited features."""
+  features = rng.normal(size=(EXAMPLES, 3)) / 2
+  factor = rng.normal(size=(3, 3))
+  return (
+    features,
+    factor @ factor.T,
+    features[0],
+    np.float64(0.7),
+    rng.normal(size=(6, 3)) / 2,
+    rng.dirichlet(np.ones(6)),
+  )
+
+
 ROWS = [
+  row(
+    scaled_residual.scaled_residual_loss,
+    lambda rng: (_logits(rng), _logits(rng)),
+    call=lambda q, b: scaled_residual.scaled_residual_loss(q, b, matvec=lambda v: v * jnp.arange(1, CLASSES + 1.0)),
+    extreme=lambda q, b: (_extreme_logits(q)[0], b),
+    bad=(*_BAD_SAME_SHAPE, ("predictions", lambda q, b: (q.astype(np.int32), b))),
+    examples="batch",
+  ),
+  row(
+    poisson.poisson_matvec,
+    lambda rng: (_logits(rng),),
+    bad=(("values", lambda v: (v.astype(np.int32),)),),
+  ),
+  *(
+    row(
+      function,
+      lambda rng: (_logits(rng),),
+      extreme=_extreme_logits,
+      bad=(("cumulative_losses", lambda x: (x.astype(np.int32),)),),
+      examples="any",
+      options={"learning_rate": (0.1, 1.0)},
+    )
+    for function in (follow_the_regularized_leader.ftrl_entropy, follow_the_regularized_leader.ftrl_log_barrier)
+  ),
+  row(
+    linear_q_estimation.magnitude_reduced_q_estimate,
+    _q_estimation,
+    extreme=lambda features, *rest: (_extremes(features), *rest),
+    bad=(
+      ("played_features", lambda f, s, p, *rest: (f, s, p[1:], *rest)),
+      ("inverse_covariance", lambda f, s, *rest: (f, s[1:], *rest)),
+      ("weights", lambda *arguments: (*arguments[:-1], arguments[-1][1:])),
+    ),
+    options={"high": (1.0, 3.0)},
+  ),
+  _sparse(projections.sparse_simplex_projection, "values", scale=(0.5, 2.0)),
+  _sparse(sparse_transport.sparse_max, "scores", regularization=(0.2, 2.0)),
+  _sparse(sparse_transport.sparse_conjugate, "scores", regularization=(0.2, 2.0)),
+  transport(sparse_transport.sparse_transport_semidual, (0, 2, 3, 4)),
+  transport(sparse_transport.sparse_transport_dual, (0, 1, 2, 3, 4)),
+  transport(sparse_transport.sparse_transport_plan, (0, 2, 4)),
   bag_loss(aggregate.bag_squared_loss),
   bag_loss(aggregate.instance_squared_loss),
   bag_loss(aggregate.interpolated_bag_squared_loss, rho=(0.0, 2.0)),
@@ -1050,6 +1173,19 @@ ROWS = [
     differentiable=False,
     wide=True,
     options=dict(threshold=(0.0, 0.5)),
+  ),
+  row(
+    adaptive_sampling.aas_sampler_loss,
+    lambda rng: (rng.normal(size=EXAMPLES), rng.normal(size=(EXAMPLES, 2)), *rng.uniform(size=(2, EXAMPLES))),
+    bad=(*_BAD_DENSITIES, ("score", lambda log_density, score, *rest: (log_density, score[:1], *rest))),
+    examples="any",
+    options=dict(smoothness=(0.0, 0.5), baseline=(0.0, 1.0)),
+  ),
+  row(
+    adaptive_sampling.das_cross_entropy_loss,
+    lambda rng: (rng.normal(size=EXAMPLES), *rng.uniform(size=(2, EXAMPLES))),
+    bad=_BAD_DENSITIES,
+    examples="any",
   ),
 ]
 

@@ -30,6 +30,7 @@ ROOMS = (
   "models",
   "quantization",
   "regularizers",
+  "solvers",
   "transforms",
 )
 

@@ -12,6 +12,8 @@ BENCHMARKS = {
   "z_loss": "a step of an output layer over up to 800,000 classes: softmaxes against the factored Z-loss",
   "compaction": "a pruned network with its zero neurons and filters in place and removed",
   "ftwt": "a convolution with filters pruned per image: whole, masked, gathered",
+  "sparse_ot": "optimal transport with k non-zeros per column against ott-jax's Sinkhorn",
+  "dcdm": "conjugate directions from a network against conjugate gradients, plain and preconditioned",
   "overhead": "a step of `fit` against a hand-written jitted loop",
   "paper": "memory per device of the `paper` presets, compiled without running",
 }

@@ -1,5 +1,12 @@
 """What to put inside a network: Flax modules and layers with update rules of their own."""
 
+from jaxreg.layers.best_response import (
+  BestResponseConv,
+  BestResponseDense,
+  BestResponseEmbed,
+  BestResponseLSTMCell,
+  materialize_best_response,
+)
 from jaxreg.layers.dynamic_pruning import (
   MaskedConv,
   MaskHead,
@@ -9,6 +16,7 @@ from jaxreg.layers.dynamic_pruning import (
   straight_through_mask,
   uniform_mask,
 )
+from jaxreg.layers.expert_router import ExpertAssignment, SparseTransportRouter, assign_tokens, expert_capacity
 from jaxreg.layers.factored_output import (
   FactoredOutput,
   FactoredState,
@@ -24,6 +32,12 @@ from jaxreg.layers.factored_output import (
 )
 from jaxreg.layers.gathered import gathered_conv, gathered_masked_conv, gathered_sizes
 from jaxreg.layers.max_min import max_min
+from jaxreg.layers.per_example_noise import (
+  per_example_color_jitter,
+  per_example_cutout,
+  per_example_dropout,
+  per_example_scale_noise,
+)
 from jaxreg.layers.pruned_flops import (
   ConvCost,
   dense_flops,
@@ -49,22 +63,30 @@ from jaxreg.layers.weight_compander import (
 
 __all__ = [
   "ARCTAN",
+  "BestResponseConv",
+  "BestResponseDense",
+  "BestResponseEmbed",
+  "BestResponseLSTMCell",
   "Companded",
   "CompandedParams",
   "ConvCost",
   "Curve",
+  "ExpertAssignment",
   "FactoredOutput",
   "FactoredState",
   "MaskHead",
   "MaskedConv",
   "SOFTSIGN",
+  "SparseTransportRouter",
   "TANH",
+  "assign_tokens",
   "center_factored",
   "compand",
   "compander_init",
   "decay_factored",
   "dense_flops",
   "dynamic_flops",
+  "expert_capacity",
   "factored_init",
   "factored_sgd_step",
   "factored_statistics",
@@ -80,9 +102,14 @@ __all__ = [
   "mask_head_flops",
   "mask_prediction_loss",
   "mass_mask",
+  "materialize_best_response",
   "max_min",
   "official_dynamic_flops",
   "oracle_flops",
+  "per_example_color_jitter",
+  "per_example_cutout",
+  "per_example_dropout",
+  "per_example_scale_noise",
   "stabilize_factored",
   "straight_through_mask",
   "uncompand",

@@ -88,6 +88,7 @@ from jaxreg.losses.robust import (
   truncated_generalized_cross_entropy_loss,
   weston_watkins_loss,
 )
+from jaxreg.losses.scaled_residual import scaled_residual_loss
 from jaxreg.losses.score_matching import (
   denoising_score_matching_loss,
   posterior_mean_squared_loss,
@@ -196,6 +197,7 @@ __all__ = [
   "reverse_cross_entropy_loss",
   "rho_margin",
   "robust_log_loss",
+  "scaled_residual_loss",
   "score_regression_weight",
   "self_distillation_squared_loss",
   "sigmoid_rampup",

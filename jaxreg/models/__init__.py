@@ -1,5 +1,7 @@
 """Whole networks that several recipes need, and closed-form probes."""
 
+from jaxreg.models.direction_unet import DirectionUNet
+from jaxreg.models.krnet import ActNorm, AffineCoupling, BoundedSupport, KRnet, PiecewiseQuadraticCDF
 from jaxreg.models.linear_probe import (
   GaussianStats,
   LinearProbe,
@@ -20,12 +22,18 @@ from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
 from jaxreg.models.resnet import DEPTHS, ResNet, WideResNet
 
 __all__ = [
+  "ActNorm",
+  "AffineCoupling",
+  "BoundedSupport",
   "DEPTHS",
+  "DirectionUNet",
   "GaussianStats",
+  "KRnet",
   "LinearProbe",
   "MLP",
   "MinMaxScaling",
   "NaiveBayesHead",
+  "PiecewiseQuadraticCDF",
   "PosteriorMeanMLP",
   "ResNet",
   "WideResNet",

@@ -1,0 +1,63 @@
+"""Projections onto sets with at most k non-zero entries."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxreg.checks import check_float, check_hyperparameter
+
+__all__ = ["sparse_simplex_projection"]
+
+
+def sparse_simplex_projection(
+  values: jax.Array, *, k: int, scale: float | jax.Array = 1.0, axis: int = -1
+) -> jax.Array:
+  """The nearest point of a simplex with at most `k` non-zero entries, `argmin |p - values|^2`, `p >= 0, sum p = scale`.
+
+  The `k` largest entries are projected onto the simplex, the others are zero; of equal entries the first are taken.
+  Where the `k`-th and the next entry differ, the derivative is that of the projection on the support; the choice of the
+  support has none.
+
+  >>> import jax.numpy as jnp
+  >>> sparse_simplex_projection(jnp.array([0.5, 0.25, 0.0, -1.0]), k=2).tolist()
+  [0.625, 0.375, 0.0, 0.0]
+
+  Args:
+    values: floating `[..., size]`.
+    k: static, in [1, size].
+    scale: positive, the sum of the result; a scalar or an array that broadcasts against `values` without `axis`; may be
+      traced.
+    axis: the axis of the simplex.
+
+  Returns:
+    `[..., size]`.
+
+  Raises:
+    ValueError: when `values` are not floating point, `k` is no integer in [1, size] or `scale` is not positive.
+
+  Reference: Kyrillidis, Becker, Cevher, Koch, "Sparse Projections onto the Simplex", ICML 2013, the greedy selector and
+    simplex projector (Section 3).
+  """
+  check_float("values", values)
+  check_hyperparameter("scale", scale, low=0, open_low=True)
+  check_support_size(k, values, axis)
+  dtype = jnp.promote_types(values.dtype, jnp.float32)
+  wide = jnp.moveaxis(values, axis, -1).astype(dtype)
+  top, places = jax.lax.top_k(wide, k)
+  # A shift of all values changes nothing; without it, large values would drown the differences in rounding.
+  top = top - jax.lax.stop_gradient(top[..., :1])
+  kept = jnp.vectorize(optax.projections.projection_simplex, signature="(k),()->(k)")(top, jnp.asarray(scale, dtype))
+  result = jnp.put_along_axis(jnp.zeros(kept.shape[:-1] + wide.shape[-1:], dtype), places, kept, -1, inplace=False)
+  return jnp.moveaxis(result, -1, axis).astype(values.dtype)
+
+
+def check_support_size(k, values, axis: int) -> None:
+  """Raises ValueError unless `k` is a Python integer that the length of an axis of `values` allows."""
+  shape = jnp.shape(values)
+  if not -len(shape) <= axis < len(shape):
+    raise ValueError(f"axis must be an axis of an array with shape {shape}, got {axis}.")
+  if not isinstance(k, (numbers.Integral, np.integer)) or not 1 <= k <= shape[axis]:
+    raise ValueError(f"k must be a static integer in [1, {shape[axis]}], got {k}.")
