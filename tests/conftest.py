@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -31,6 +32,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+# The same examples in every run, so that a failure belongs to the change that made it; new ones are drawn with
+# `--hypothesis-profile=default`.
+hypothesis.settings.register_profile("same_examples", derandomize=True)
+hypothesis.settings.load_profile("same_examples")
 
 collect_ignore = ["training/worker.py"]  # a program, not a module
 GOLDEN = pathlib.Path(os.environ.get("JAXREG_GOLDEN", pathlib.Path(__file__).parent / "golden"))

@@ -35,7 +35,8 @@ class ALDRState(NamedTuple):
 def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Array | None = None) -> jax.Array:
   """Bounded scores: `z / mean|z|` (`l1_mean`) or `softplus(z) / mean(softplus(z))` (`softplus_mean`).
 
-  The mean is over the last axis. A row of zeros stays zero under `l1_mean`.
+  The mean is over the last axis. A row of zeros stays as it is under `l1_mean`, and so does one with a mean whose
+  square underflows (1e-19 in float32).
 
   >>> import jax.numpy as jnp
   >>> print(normalize_scores(jnp.array([[3.0, -1.0]]), normalize="l1_mean"))
@@ -276,7 +277,7 @@ def _adapted(scores, rate, start, alpha, log_classes, floor):
 
 
 def _positive_scores(logits, normalize, where):
-  """Scores and the mean by which they are divided; a row of zeros is divided by one."""
+  """Scores and the mean by which they are divided; a row of zeros, or next to it, is divided by one."""
   if normalize is None:
     return logits, jnp.ones((*logits.shape[:-1], 1), logits.dtype)
   if normalize == "l1_mean":
@@ -286,7 +287,8 @@ def _positive_scores(logits, normalize, where):
     # jax.nn.softplus also looks after infinities, at twice the time.
     scores = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     mean = jnp.mean(scores, axis=-1, keepdims=True, where=where)
-  return scores, jnp.where(mean > 0, mean, 1)
+  # The derivative divides by the mean twice, which XLA may turn into a division by its square.
+  return scores, jnp.where(mean > jnp.sqrt(jnp.finfo(mean.dtype).tiny), mean, 1)
 
 
 class _Parts(NamedTuple):

@@ -210,6 +210,8 @@ def test_aldr_table(batch):
   st.sampled_from(label_dro.NORMALIZATIONS),
   st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
+@hypothesis.example(np.full((3, 4), 2.0**-126, np.float32), 0.0, "l1_mean", jnp.float32)
+@hypothesis.example(np.full((3, 4), 2.0**-62, np.float32), 0.0, "l1_mean", jnp.float32)
 @hypothesis.settings(max_examples=40, deadline=None)
 def test_finite_at_extremes(logits, temperature, normalize, dtype):
   labels = jnp.array([0, 3, 1])
