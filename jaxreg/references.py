@@ -317,6 +317,7 @@ REFERENCES = {
   "jaxreg.solvers.adaptive_sampling.log_density_and_score": (),
   "jaxreg.solvers.adaptive_sampling.normalize_squared_residuals": (),
   "jaxreg.solvers.adaptive_sampling.sample_in_box": ("tang2023das",),
+  "jaxreg.solvers.adaptive_sampling.tanh_network_derivatives": ("li2024forward",),
   "jaxreg.solvers.peak_equations": ("tang2023das",),
   "jaxreg.solvers.peak_equations.cubic_peak_equation": ("tang2024adversarial",),
   "jaxreg.solvers.self_tuning": ("mackay2019selftuning",),
@@ -434,6 +435,13 @@ _ENTRIES = {
     "Deep Density Estimation via Invertible Block-Triangular Mapping",
     "Theoretical and Applied Mechanics Letters",
     2020,
+  ),
+  "li2024forward": _article(
+    "Li, Ruichen and Ye, Haotian and Jiang, Du and Wen, Xuelan and Wang, Chuwei and Li, Zhe and Li, Xiang and He, Di"
+    " and Chen, Ji and Ren, Weiluo and Wang, Liwei",
+    "A Computational Framework for Neural Network-Based Variational {Monte Carlo} with Forward {Laplacian}",
+    "Nature Machine Intelligence",
+    2024,
   ),
   "tang2023das": _article(
     "Tang, Kejun and Wan, Xiaoliang and Yang, Chao",

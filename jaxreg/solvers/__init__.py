@@ -3,6 +3,7 @@
 import importlib
 
 from jaxreg.solvers.adaptive_sampling import (
+  Derivatives,
   OptimalAdversary,
   aas_pinn_loss,
   aas_sampler_loss,
@@ -12,6 +13,7 @@ from jaxreg.solvers.adaptive_sampling import (
   normalize_squared_residuals,
   optimal_adversary_1d,
   sample_in_box,
+  tanh_network_derivatives,
 )
 from jaxreg.solvers.adversarial_mdp import (
   EpisodeResult,
@@ -70,6 +72,7 @@ __all__ = [
   "Hyperparameter",
   "LanczosResult",
   "LinearMDP",
+  "Derivatives",
   "OptimalAdversary",
   "PeakEquation",
   "SelfTuner",
@@ -124,6 +127,7 @@ __all__ = [
   "sparse_transport_plan",
   "sparse_transport_semidual",
   "stability_size",
+  "tanh_network_derivatives",
   "tuning_init",
   "two_peaks_equation",
   "unconstrain_hyperparameter",

@@ -3,7 +3,7 @@
 With `r` the residual of a differential equation: `min_u max_p E_p[r^2] - beta int |grad p|^2` over densities p.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 
 __all__ = [
+  "Derivatives",
   "OptimalAdversary",
   "aas_pinn_loss",
   "aas_sampler_loss",
@@ -21,6 +22,7 @@ __all__ = [
   "normalize_squared_residuals",
   "optimal_adversary_1d",
   "sample_in_box",
+  "tanh_network_derivatives",
 ]
 
 LOG_LOW, LOG_HIGH = -23.025851, 5.0  # of densities
@@ -269,6 +271,59 @@ def laplacian(function: Callable) -> Callable:
     return jnp.sum(jax.vmap(second)(jnp.eye(len(point), dtype=point.dtype)))
 
   return of_point
+
+
+class Derivatives(NamedTuple):
+  """Values of a function at points, `[n]`, its gradients, `[n, d]`, and its Laplacians, `[n]`."""
+
+  value: jax.Array
+  gradient: jax.Array
+  laplacian: jax.Array
+
+
+def tanh_network_derivatives(params: Mapping[str, Mapping[str, jax.Array]], points: jax.Array) -> Derivatives:
+  """Value, gradient and Laplacian of a network of tanh layers, carried through the layers in one forward pass.
+
+  With gradients of the parameters it is an order of magnitude faster on a CPU than nested automatic differentiation.
+
+  >>> params = {"Dense_0": {"kernel": jnp.array([[2.0]]), "bias": jnp.array([0.5])}}
+  >>> [array.tolist() for array in tanh_network_derivatives(params, jnp.array([[1.0]]))]
+  [[2.5], [[2.0]], [0.0]]
+
+  Args:
+    params: of `jaxreg.models.MLP` with the activation tanh and one output: `Dense_0`, `Dense_1`, ... with `kernel` and
+      `bias`.
+    points: floating `[n, d]`.
+
+  Returns:
+    `value`, `gradient` and `laplacian`.
+
+  Raises:
+    ValueError: when points do not fit the first layer, or the last layer has more than one output.
+
+  Reference: Li, Ye, Jiang et al., "A Computational Framework for Neural Network-Based Variational Monte Carlo with
+    Forward Laplacian", Nature Machine Intelligence 2024.
+  """
+  check_float("points", points)
+  layers = [params[f"Dense_{index}"] for index in range(len(params))]
+  inputs, outputs = layers[0]["kernel"].shape[0], layers[-1]["kernel"].shape[-1]
+  if jnp.ndim(points) != 2 or jnp.shape(points)[1] != inputs:
+    raise ValueError(f"points must have shape [n, {inputs}], got {jnp.shape(points)}.")
+  if outputs != 1:
+    raise ValueError(f"the last layer must have one output, got {outputs}.")
+  # A list of directions and not an array of them: XLA multiplies plain matrices far faster than it contracts two axes.
+  slopes = [jnp.broadcast_to(row, points.shape) for row in jnp.eye(inputs, dtype=points.dtype)]
+  values, curvatures = points, jnp.zeros_like(points)
+  for index, layer in enumerate(layers):
+    kernel = layer["kernel"]
+    values, curvatures = values @ kernel + layer["bias"], curvatures @ kernel
+    slopes = [slope @ kernel for slope in slopes]
+    if index < len(layers) - 1:
+      values = jnp.tanh(values)
+      first = 1 - values**2
+      curvatures = first * (curvatures - 2 * values * sum(slope**2 for slope in slopes))
+      slopes = [first * slope for slope in slopes]
+  return Derivatives(values[:, 0], jnp.concatenate(slopes, -1), curvatures[:, 0])
 
 
 def sample_in_box(key: jax.Array, sample: Callable, count: int, *, low: float, high: float) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_hyperparameter
-from jaxreg.solvers.adaptive_sampling import laplacian
+from jaxreg.solvers.adaptive_sampling import Derivatives, laplacian
 
 __all__ = ["PeakEquation", "cubic_peak_equation", "poisson_peak_equation", "two_peaks_equation"]
 
@@ -18,16 +18,25 @@ class PeakEquation(NamedTuple):
   Attributes:
     solution: `[d] -> scalar`, also the boundary values.
     source: the right-hand side, `[d] -> scalar`.
-    operator: `(u, x) -> scalar` of a function `u: [d] -> scalar` and a point `[d]`.
+    expression: the left-hand side, `(x, value, gradient, laplacian) -> scalar` of a point `[d]` and a function's
+      value, gradient `[d]` and Laplacian there.
   """
 
   solution: Callable
   source: Callable
-  operator: Callable
+  expression: Callable
+
+  def operator(self, u: Callable, point: jax.Array) -> jax.Array:
+    """The left-hand side of a function `u: [d] -> scalar` at a point `[d]`."""
+    return self.expression(point, u(point), jax.grad(u)(point), laplacian(u)(point))
 
   def residual(self, u: Callable, point: jax.Array) -> jax.Array:
     """`operator(u) - source` at a point `[d]`."""
     return self.operator(u, point) - self.source(point)
+
+  def residuals(self, derivatives: Derivatives, points: jax.Array) -> jax.Array:
+    """The residuals `[n]` of a function whose derivatives at points `[n, d]` are known."""
+    return jax.vmap(self.expression)(points, *derivatives) - jax.vmap(self.source)(points)
 
 
 def poisson_peak_equation(
@@ -57,7 +66,7 @@ def poisson_peak_equation(
   return PeakEquation(
     solution=lambda x: peak(x)[0],
     source=lambda x: -peak(x)[2],
-    operator=lambda u, x: -laplacian(u)(x),
+    expression=lambda x, value, slope, curvature: -curvature,
   )
 
 
@@ -94,7 +103,7 @@ def two_peaks_equation(
   return PeakEquation(
     solution=lambda x: parts(x)[0],
     source=lambda x: combine(x, *parts(x)),
-    operator=lambda u, x: combine(x, u(x), jax.grad(u)(x), laplacian(u)(x)),
+    expression=combine,
   )
 
 
@@ -127,7 +136,7 @@ def cubic_peak_equation(*, dimension: int = 10, sharpness: float | jax.Array = 1
   return PeakEquation(
     solution=lambda x: _peak(x, (0.0,) * dimension, sharpness)[0],
     source=source,
-    operator=lambda u, x: -laplacian(u)(x) + u(x) - u(x) ** 3,
+    expression=lambda x, value, slope, curvature: -curvature + value - value**3,
   )
 
 

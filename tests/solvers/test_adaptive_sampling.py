@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.models import MLP
 from jaxreg.solvers import adaptive_sampling, peak_equations
 
 
@@ -162,6 +163,28 @@ def test_solutions_solve_their_equations(name, x64):
   assert np.abs(residuals).max() < 1e-6 * np.abs(sources).max()
 
 
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_derivatives_in_one_pass_are_those_of_automatic_differentiation(name, x64):
+  dimension, equation = EQUATIONS[name]
+  model = MLP((7, 5, 1), activation=jnp.tanh)
+  points = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (6, dimension)))
+  params = jax.jit(model.init)(jax.random.key(0), points)["params"]
+  params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, np.float64) + 0.1), params)
+
+  @jax.jit
+  def compare(params):
+    network = lambda params: lambda x: model.apply({"params": params}, x[None])[0, 0]
+    derivatives = adaptive_sampling.tanh_network_derivatives(params, points)
+    at_once = lambda params: equation.residuals(adaptive_sampling.tanh_network_derivatives(params, points), points)
+    one_by_one = lambda params: jax.vmap(lambda x: equation.residual(network(params), x))(points)
+    slopes = [jax.grad(lambda params, f=f: jnp.sum(f(params) ** 2))(params) for f in (at_once, one_by_one)]
+    return (derivatives.value, at_once(params), slopes[0]), (
+      jax.vmap(network(params))(points), one_by_one(params), slopes[1],
+    )  # fmt: skip
+
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), *compare(params))
+
+
 def test_samples_lie_in_the_box():
   sample = lambda key, count: jax.random.normal(key, (count, 2)) * 0.7
   draw = jax.jit(lambda key: adaptive_sampling.sample_in_box(key, sample, 64, low=-1.0, high=1.0))
@@ -171,6 +194,10 @@ def test_samples_lie_in_the_box():
   kept = raw[(np.abs(raw) <= 1).all(1)]
   np.testing.assert_allclose(points[: len(kept)], kept[:64], rtol=1e-6)
   np.testing.assert_array_equal(np.abs(points[len(kept) :]).max(1), 1)
+
+
+def layer(inputs, outputs):
+  return {"Dense_0": {"kernel": jnp.ones((inputs, outputs)), "bias": jnp.ones(outputs)}}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +226,8 @@ def test_samples_lie_in_the_box():
       lambda: adaptive_sampling.optimal_adversary_1d(jnp.ones(2), jnp.ones(2), level=1.0, smoothness=0.0),
       "smoothness must lie in",
     ),
+    (lambda: adaptive_sampling.tanh_network_derivatives(layer(3, 1), jnp.ones((2, 2))), "points must have shape"),
+    (lambda: adaptive_sampling.tanh_network_derivatives(layer(2, 3), jnp.ones((2, 2))), "must have one output, got 3"),
     (lambda: peak_equations.poisson_peak_equation(sharpness=float("nan")), "sharpness must lie in"),
   ],
 )  # fmt: skip
