@@ -11,13 +11,13 @@ import math
 import pathlib
 from collections.abc import Callable, Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from experiments.claims import Claim
+from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.losses.scaled_residual import scaled_residual_loss
 from jaxreg.models.direction_unet import DirectionUNet
 from jaxreg.solvers.conjugate_directions import solve_conjugate_directions
@@ -127,10 +127,11 @@ def held_out_right_hand_sides(key: jax.Array, grid: tuple[int, ...], kinds: Mapp
 
 def build(config: Config) -> Task:
   """The network on the scaled residual; the hyperparameter is `learning_rate`. Solves are its evaluation."""
+  model = network(config)
 
   def predict(params, extra, inputs):
     del extra
-    return propose_directions(config, params, inputs)
+    return model.apply({"params": params}, inputs)
 
   def objective(params, extra, batch, key, hparams, axis_name):
     del key, hparams, axis_name
@@ -143,7 +144,7 @@ def build(config: Config) -> Task:
     for times in config.larger:
       grid = tuple(times * size for size in config.grid)
       tests[f"test_{times}"] = held_out_right_hand_sides(jax.random.fold_in(key, times), grid, ONE_EACH)
-    return network(config).init(keys[0], tests["test"][:1])["params"], tests
+    return model.init(keys[0], tests["test"][:1])["params"], tests
 
   def evaluate(params, extra, hparams):
     del hparams
@@ -184,55 +185,8 @@ def network(config: Config) -> DirectionUNet:
   """What proposes the directions."""
   before, coarse, after = config.convolutions
   counts = {"fine_before": before, "coarse": coarse, "fine_after": after}
-  return DirectionUNet(dimensions=config.dimensions, channels=config.channels, **counts)
-
-
-def propose_directions(config: Config, params, residuals: jax.Array) -> jax.Array:
-  """The network's outputs for residuals of norm 1, `[batch, *grid]`."""
-  with nn.intercept_methods(_faster_on_a_cpu):
-    return network(config).apply({"params": params}, residuals)
-
-
-def _faster_on_a_cpu(function, arguments, options, context):
-  """The network's convolutions with faster code: those in space take XLA ten times as long as those in the plane."""
-  if not isinstance(context.module, nn.Conv) or jax.default_backend() != "cpu":
-    return function(*arguments, **options)
-  (inputs,), params = arguments, context.module.variables["params"]
-  convolve = _convolve if inputs.ndim == 4 else _convolve_in_space
-  return convolve(inputs, params["kernel"]) + params["bias"]
-
-
-def _convolve_in_space(inputs, kernel):
-  """A convolution in the plane, with the channels of three neighbouring planes as inputs."""
-  batch, depth, *plane, channels = inputs.shape
-  padded = jnp.pad(inputs, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-  stacked = jnp.concatenate([padded[:, shift : shift + depth] for shift in range(3)], axis=-1)
-  kernel = jnp.moveaxis(kernel, 0, 2).reshape(3, 3, 3 * channels, -1)
-  outputs = _convolve(stacked.reshape(batch * depth, *plane, 3 * channels), kernel)
-  return outputs.reshape(batch, depth, *plane, -1)
-
-
-@jax.custom_vjp
-def _convolve(inputs, kernel):
-  """A convolution in the plane, 3 x 3, with gradients that are fast in a loop on a CPU.
-
-  Inside a loop XLA leaves the convolutions of JAX's own gradient in layouts for which it has slow code only.
-  """
-  layout = ("NHWC", "HWIO", "NHWC")
-  return jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=layout)
-
-
-def _convolve_backward(saved, cotangent):
-  inputs, kernel = saved
-  _, height, width, _ = inputs.shape
-  turned = jax.lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))  # laid out anew
-  padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  shifted = [padded[:, row : row + height, column : column + width] for row in range(3) for column in range(3)]
-  products = jnp.stack([jnp.einsum("nhwi,nhwo->io", part, cotangent) for part in shifted])
-  return _convolve(cotangent, turned), products.reshape(kernel.shape)
-
-
-_convolve.defvjp(lambda inputs, kernel: (_convolve(inputs, kernel), (inputs, kernel)), _convolve_backward)
+  options = {"channels": config.channels, "conv_general_dilated": loop_conv_general_dilated}
+  return DirectionUNet(dimensions=config.dimensions, **options, **counts)
 
 
 def _without_obstacle(config: Config) -> jax.Array:

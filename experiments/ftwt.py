@@ -14,6 +14,7 @@ from scipy import stats
 from experiments.claims import Claim
 from jaxreg.data import bundled
 from jaxreg.layers.dynamic_pruning import MaskedConv, mask_accuracy, mask_prediction_loss, mass_mask, uniform_mask
+from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.layers.pruned_flops import ConvCost, dense_flops, dynamic_flops
 from jaxreg.training import Task, grid, sweep
 
@@ -67,7 +68,8 @@ class Network(nn.Module):
   def __call__(self, images: jax.Array, **options) -> jax.Array:
     hidden = images
     for filters, (name, (stride, _)) in zip(self.filters, LAYERS.items(), strict=True):
-      hidden = MaskedConv(filters, strides=stride, mode=self.mode, name=name)(hidden, **options)
+      fast = {"conv_general_dilated": loop_conv_general_dilated}
+      hidden = MaskedConv(filters, strides=stride, mode=self.mode, name=name, **fast)(hidden, **options)
     hidden = nn.max_pool(hidden, (2, 2), strides=(2, 2))
     return nn.Dense(10, name="classifier")(hidden.reshape(len(hidden), -1))
 

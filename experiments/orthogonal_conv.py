@@ -13,6 +13,7 @@ import optax
 from experiments.claims import Claim
 from jaxreg.adversarial.attacks import pgd
 from jaxreg.data import bundled
+from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.layers.max_min import max_min
 from jaxreg.metrics.conv_spectrum import (
   certified_radius,
@@ -95,7 +96,8 @@ class Network(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     hidden = images
     for outputs, (name, (stride, _)) in zip(self.channels, LAYERS.items(), strict=True):
-      hidden = max_min(nn.Conv(outputs, (3, 3), strides=stride, padding="CIRCULAR", name=name)(hidden))
+      options = {"padding": "CIRCULAR", "conv_general_dilated": loop_conv_general_dilated, "name": name}
+      hidden = max_min(nn.Conv(outputs, (3, 3), strides=stride, **options)(hidden))
     return nn.Dense(10, name="head")(hidden.reshape(len(hidden), -1))
 
 

@@ -170,6 +170,7 @@ REFERENCES = {
   "jaxreg.layers.dynamic_pruning": ("elkerdawy2022fire",),
   "jaxreg.layers.gathered": ("elkerdawy2022fire",),
   "jaxreg.layers.gathered.gathered_sizes": (),
+  "jaxreg.layers.loop_conv": (),
   "jaxreg.layers.max_min": ("anil2019sorting",),
   "jaxreg.layers.pruned_flops": ("elkerdawy2022fire",),
   "jaxreg.layers.weight_compander": ("cakaj2023weight",),

@@ -54,7 +54,7 @@ def _train(config):
   task = dcdm.build(config).replace(evaluate_params=None)
   with tempfile.TemporaryDirectory() as folder:
     params = fit(task, folder=folder, progress=False, **dcdm.run_options(config)).state.params
-  return lambda residual: dcdm.propose_directions(config, params, residual[None])[0], time.perf_counter() - began
+  return lambda residual: task.predict(params, {}, residual[None])[0], time.perf_counter() - began
 
 
 def round_obstacle(grid: tuple[int, ...]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from jaxreg.data import MissingDataError, bundled, fashion_mnist, tfds_stream
+from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.quantization.bounds import freeze_bounds
 from jaxreg.quantization.integer import IntegerConv, IntegerDense
 from jaxreg.quantization.layers import Precision, QConv, QDense, quant_resnet
@@ -93,8 +94,11 @@ class QMLP(nn.Module):
     return hidden
 
 
-def network(problem: Problem, precision: Precision, *, axis_name=None, conv=QConv, dense=QDense) -> nn.Module:
+def network(problem: Problem, precision: Precision, *, axis_name=None, conv=None, dense=QDense) -> nn.Module:
   """The network of a problem; with `IntegerConv` and `IntegerDense` the same one for integer inference."""
+  if conv is None:
+    small = problem.dataset != "imagenet2012"
+    conv = functools.partial(QConv, conv_general_dilated=loop_conv_general_dilated) if small else QConv
   if not problem.depth:
     return QMLP(problem.width, problem.classes, precision, dense=functools.partial(dense, axis_name=axis_name))
   shared = dict(classes=problem.classes, width=problem.width, conv=conv, dense=dense, axis_name=axis_name)

@@ -31,6 +31,7 @@ from jaxreg.layers.factored_output import (
   unfactorize,
 )
 from jaxreg.layers.gathered import gathered_conv, gathered_masked_conv, gathered_sizes
+from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.layers.max_min import max_min
 from jaxreg.layers.per_example_noise import (
   per_example_color_jitter,
@@ -98,6 +99,7 @@ __all__ = [
   "gathered_sizes",
   "he_deviation",
   "is_kernel",
+  "loop_conv_general_dilated",
   "mask_accuracy",
   "mask_head_flops",
   "mask_prediction_loss",

@@ -250,6 +250,7 @@ class MaskedConv(nn.Module):
     mode: `decoupled`: the head sees its input as a constant, so that its errors do not change earlier layers, or
       `joint`. In both, when training, the task's loss reaches the head through the mask.
     axis_name: the mapped axis over which batch statistics are averaged, or None.
+    conv_general_dilated: what convolves; `layers.loop_conv_general_dilated` trains faster in a loop on a CPU.
 
   Reference: Elkerdawy, Elhoushi, Zhang, Ray, "Fire Together Wire Together: A Dynamic Pruning Approach with
     Self-Supervised Mask Prediction", CVPR 2022, the pipeline figure.
@@ -264,6 +265,7 @@ class MaskedConv(nn.Module):
   pool: str = "max"
   mode: str = "decoupled"
   axis_name: str | None = None
+  conv_general_dilated: Callable = jax.lax.conv_general_dilated
 
   @nn.compact
   def __call__(
@@ -292,7 +294,7 @@ class MaskedConv(nn.Module):
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     conv = nn.Conv(
       self.filters, self.kernel_size, self.strides, self.padding, feature_group_count=self.groups, use_bias=False,
-      name="conv",
+      conv_general_dilated=self.conv_general_dilated, name="conv",
     )  # fmt: skip
     norm = nn.BatchNorm(
       use_running_average=not train, momentum=0.9, epsilon=NORM_EPSILON, axis_name=self.axis_name, name="norm"

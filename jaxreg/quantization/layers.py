@@ -134,6 +134,7 @@ class QConv(nn.Module):
     padding: `SAME`, `VALID` or pairs of numbers.
     weight_bits, act_bits, signed, use_bias, dtype, param_dtype, kernel_init, bias_init, rate, axis_name: as in
       `QDense`.
+    conv_general_dilated: what convolves; `layers.loop_conv_general_dilated` trains faster in a loop on a CPU.
 
   Reference: Abdolrashidi et al., "Pareto-Optimal Quantized ResNet Is Mostly 4-bit", CVPR Workshops 2021.
   """
@@ -152,11 +153,12 @@ class QConv(nn.Module):
   bias_init: Callable = nn.initializers.zeros
   rate: float = 0.1
   axis_name: str | None = None
+  conv_general_dilated: Callable = jax.lax.conv_general_dilated
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
     inputs, kernel, bias = _operands(self, inputs, (*self.kernel_size, inputs.shape[-1], self.features))
-    outputs = jax.lax.conv_general_dilated(
+    outputs = self.conv_general_dilated(
       inputs, kernel, conv_strides(self), self.padding, dimension_numbers=conv_dimensions(inputs.ndim)
     )
     return outputs if bias is None else outputs + bias
