@@ -11,6 +11,7 @@ BENCHMARKS = {
   "large_outputs": "memory and time of softmax-like losses over many classes: plain, sharded, chunked",
   "z_loss": "a step of an output layer over up to 800,000 classes: softmaxes against the factored Z-loss",
   "compaction": "a pruned network with its zero neurons and filters in place and removed",
+  "loop_conv": "training convolutions within one loop on a CPU: another gradient than that of JAX",
   "ftwt": "a convolution with filters pruned per image: whole, masked, gathered",
   "sparse_ot": "optimal transport with k non-zeros per column against ott-jax's Sinkhorn",
   "dcdm": "conjugate directions from a network against conjugate gradients, plain and preconditioned",
