@@ -228,6 +228,8 @@ def check(module: types.ModuleType, name: str, config, options: VerifyOptions) -
     "wall_seconds": seconds,
     **records.environment(),
   }
+  if hasattr(module, "table"):
+    record["table"] = module.table(measurements)
   folder = records.RESULTS if options.preset != "smoke" else pathlib.Path("runs") / "verify-smoke"
   records.write(folder / f"{name}.json", record)
   module.figure(measurements, folder / f"{name}.png")

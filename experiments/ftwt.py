@@ -271,6 +271,8 @@ NOTES = (
   "Multiplications are counted, not saved: training and this evaluation compute all filters and multiply by masks."
   " What a gathered computation saves in time is in the benchmark `ftwt`. Heads and classifier are not counted.",
   "Reported, not gated: after 2,000 instead of 600 steps the share of multiplications, beside the oracle's (figure).",
+  "On digits the masks of a layer depend little on the image: the best constant mask is right for about 85 % of the"
+  " filters at the mass 0.9, which leaves the heads little to gain.",
 )
 
 

@@ -99,6 +99,8 @@ def _section(name: str, entry: registry.Entry, record: dict | None) -> str:
   if "paper" not in entry.presets:
     lines.append("Paper scale: not runnable (no `paper` preset).\n")
   lines += [f"{note}\n" for note in record.get("notes", [])]
+  if "table" in record:
+    lines += [*_table(record["table"]), ""]
   if (RESULTS / f"{name}.png").exists():
     lines.append(f"![{name}](results/{name}.png)\n")
   return "\n".join(lines)
@@ -108,17 +110,16 @@ def _benchmarks() -> str:
   lines = []
   for path in sorted(RESULTS.glob("bench-*.json")):
     record = json.loads(path.read_text(encoding="utf-8"))
-    rows = record["rows"]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines += [
-      f"### {record['title']}\n",
-      "| " + " | ".join(names) + " |",
-      "| " + " | ".join("---" for _ in names) + " |",
-    ]
-    lines += ["| " + " | ".join(_cell(row.get(name, "")) for name in names) + " |" for row in rows]
+    lines += [f"### {record['title']}\n", *_table(record["rows"])]
     lines += [f"\n{note}" for note in record.get("notes", [])]
     lines.append(f"\n{record['device']}, {record['machine']}; jax {record['versions']['jax']}; {record['date']}.\n")
   return "## Benchmarks\n\n" + "\n".join(lines) if lines else ""
+
+
+def _table(rows: list[dict]) -> list[str]:
+  names = list(dict.fromkeys(name for row in rows for name in row))
+  head = [" | ".join(names), " | ".join("---" for _ in names)]
+  return [f"| {line} |" for line in (*head, *[" | ".join(_cell(row.get(name, "")) for name in names) for row in rows])]
 
 
 def _cell(value) -> str:
