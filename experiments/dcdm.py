@@ -305,8 +305,8 @@ NOTES = (
   "Counted are iterations, not time: one of DCDM costs about fifteen convolutions more (`bench dcdm` has the times).",
   "Reported, not gated: iterations on empty grids of two and four times the side of training, with the same network and"
   " one right-hand side of each kind.",
-  "In two dimensions the networks do not carry over to four times the side: most of those solves end at the limit of"
-  " 800 iterations.",
+  "In two dimensions the networks do not carry over to four times the side, where they need more iterations than CG on"
+  " the mean (some solves may have ended at the limit of 800).",
   "In three dimensions the network has 8 channels and trains for 1,000 steps; the card's check is of two dimensions.",
 )
 
