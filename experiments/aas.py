@@ -115,13 +115,11 @@ def build(config: Config) -> Task:
   )
   # In two dimensions peaks are below 1e-10 on the border; in ten they are not, and the border gets data.
   vanishing = config.equation != "nonlinear"
-  # Densities, and with them the penalty, have the unit of one over the volume.
-  own = {"aas": {"smoothness": 0.05 * volume}, "das": {}}
   hparams = {"learning_rate": 2e-3, **({} if vanishing else {"boundary_weight": 100.0})}
   if config.sampler in BASELINES:
     hparams["baseline"] = BASELINES.index(config.sampler)
-  else:
-    hparams |= own[config.sampler]
+  elif config.sampler == "aas":
+    hparams["smoothness"] = 0.05 * volume  # densities, and with them the penalty, have the unit of one over the volume
 
   def predict(params, extra, inputs):
     del extra

@@ -129,10 +129,10 @@ def _multigrid(matrix, dimensions):
 def _capped(rows) -> list[str]:
   """A note where the iterations of DCDM ended before the residual was small enough."""
   short = [row for row in rows if row["solver"] == "DCDM" and row["relative residual"] > 1.01 * TOLERANCE]
+  if not short:
+    return []
   grids = [f"{row['grid']} (after {row['iterations']}: {row['relative residual']:.1e})" for row in short]
-  return [f"DCDM's iterations are limited to bound the benchmark's time: not solved on {', '.join(grids)}."] * bool(
-    short
-  )
+  return [f"DCDM's iterations are limited to bound the benchmark's time: not solved on {', '.join(grids)}."]
 
 
 def _row(mask, name, setup, seconds, iterations, residual):

@@ -35,8 +35,8 @@ class ALDRState(NamedTuple):
 def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Array | None = None) -> jax.Array:
   """Bounded scores: `z / mean|z|` (`l1_mean`) or `softplus(z) / mean(softplus(z))` (`softplus_mean`).
 
-  The mean is over the last axis. A row of zeros stays as it is under `l1_mean`, and so does one with a mean whose
-  square underflows (1e-19 in float32).
+  The mean is over the last axis. Where it is zero, or so small that its square underflows (1e-19 in float32), the row
+  is not divided.
 
   >>> import jax.numpy as jnp
   >>> print(normalize_scores(jnp.array([[3.0, -1.0]]), normalize="l1_mean"))

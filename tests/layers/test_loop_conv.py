@@ -41,6 +41,31 @@ def test_values_and_gradients_are_those_of_jax(case, x64):
     np.testing.assert_allclose(new, old, rtol=1e-12, atol=1e-12)
 
 
+def test_the_new_gradient_is_taken_where_it_should_be():
+  """On a CPU, where the suite runs: otherwise the comparisons with JAX would compare JAX with itself."""
+  for size, extents, strides, padding in CASES.values():
+    inputs, kernel = jnp.ones((2, *size, 3)), jnp.ones((*extents, 3, 4))
+    for dtype in (jnp.float32, jnp.bfloat16):
+      run = lambda x, k: loop_conv_general_dilated(x, k, strides, padding, dimension_numbers=layout(k))
+      program = jax.make_jaxpr(run)(inputs.astype(dtype), kernel.astype(dtype))
+      assert ("custom_vjp" in str(program)) == (jax.default_backend() == "cpu")
+      assert program.out_avals[0].dtype == dtype
+
+
+def test_half_precision():
+  keys = jax.random.split(jax.random.key(0), 2)
+  inputs, kernel = jax.random.normal(keys[0], (2, 6, 6, 3)), jax.random.normal(keys[1], (3, 3, 3, 4))
+
+  def slopes(dtype):
+    loss = lambda x, k: loop_conv_general_dilated(x, k, (2, 2), "SAME", dimension_numbers=layout(kernel)).sum()
+    return jax.grad(loss, argnums=(0, 1))(inputs.astype(dtype), kernel.astype(dtype))
+
+  for low, high in zip(slopes(jnp.bfloat16), slopes(jnp.float32)):
+    assert low.dtype == jnp.bfloat16
+    # Eight bits of mantissa, in the operands and in the result.
+    np.testing.assert_allclose(low.astype(jnp.float32), high, rtol=2e-2, atol=2e-2 * float(jnp.abs(high).max()))
+
+
 def test_second_derivatives_and_lanes(x64):
   keys = jax.random.split(jax.random.key(0), 2)
   inputs, kernels = jax.random.normal(keys[0], (2, 5, 5, 3)), jax.random.normal(keys[1], (4, 3, 3, 3, 2))
