@@ -24,17 +24,17 @@ def main(arguments: list[str]) -> int:
   if not arguments or arguments[0] in ("-h", "--help"):
     print(usage())
     return 0 if arguments else 2
-  from experiments import registry
+  from experiments.harness import registry
 
   command, rest = arguments[0], arguments[1:]
   try:
     if command not in COMMANDS:
       raise registry.UnknownName("command", command, list(COMMANDS))
     if command == "list":
-      from experiments import listing
+      from experiments.harness import listing
 
       return listing.show(rest)
-    from experiments import commands
+    from experiments.harness import commands
 
     return getattr(commands, command)(rest)
   except (ValueError, FileNotFoundError) as error:

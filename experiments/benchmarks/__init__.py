@@ -40,7 +40,7 @@ def run(names: list[str], options: Options) -> None:
   from rich.console import Console
   from rich.table import Table
 
-  from experiments import records
+  from experiments.harness import records
 
   folder = records.RESULTS if options.commit else pathlib.Path("runs")
   for name in names:
@@ -53,7 +53,7 @@ def run(names: list[str], options: Options) -> None:
     Console().print(table)
     for note in notes:
       print(note)
-    path = folder / f"bench-{name}.json"
+    path = folder / "benchmarks" / f"{name}.json"
     records.write(path, {"title": module.TITLE, "rows": rows, "notes": notes, **records.environment()})
     print(f"record: {path}")
   if options.commit:

@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
-from experiments import dcdm
 from experiments.benchmarks import Options
+from experiments.papers import dcdm
 from jaxreg.solvers.conjugate_directions import solve_conjugate_directions
 from jaxreg.solvers.poisson import poisson_matvec
 from jaxreg.training import fit

@@ -8,8 +8,8 @@ import time
 
 import jax
 
-from experiments import paper, registry
 from experiments.benchmarks import Options
+from experiments.harness import full_scale, registry
 from jaxreg.training import data_mesh
 
 TITLE = "`paper` presets: the step of `fit` compiled at full shape for eight devices"
@@ -17,7 +17,7 @@ TITLE = "`paper` presets: the step of `fit` compiled at full shape for eight dev
 
 def measure(options: Options):
   """Rows: one per preset, with its size and what XLA says that it needs."""
-  names = paper.recipes()[: 1 if options.quick else None]
+  names = full_scale.recipes()[: 1 if options.quick else None]
   # In a process of its own, as the number of devices is fixed when JAX starts.
   child = subprocess.run(
     [sys.executable, "-m", "experiments.benchmarks.paper", *names],
@@ -33,13 +33,13 @@ def _row(name: str) -> dict:
   config = registry.preset(module, "paper")
   task = module.build(config)
   began = time.perf_counter()
-  compiled = paper.compile_step(task, module.paper_batch(config), data_mesh(jax.devices()))
+  compiled = full_scale.compile_step(task, module.paper_batch(config), data_mesh(jax.devices()))
   params = jax.eval_shape(lambda: task.init(jax.random.key(0), task.hparams)).params
   return {
     "recipe": name,
     "batch": task.batch_size,
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-    "GiB per device": paper.device_bytes(compiled) / 2**30,
+    "GiB per device": full_scale.device_bytes(compiled) / 2**30,
     "compile s": time.perf_counter() - began,
   }
 

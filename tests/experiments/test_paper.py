@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import paper, registry
+from experiments.harness import full_scale, registry
 from jaxreg.data import write_tfds
 from jaxreg.training import data_mesh, fit
 
-every_recipe = pytest.mark.parametrize("name", paper.recipes())
+every_recipe = pytest.mark.parametrize("name", full_scale.recipes())
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def test_step_compiles_at_full_shape(name, record_property, programs_stay_out_of
   task, batch = module.build(config), module.paper_batch(config)
   assert callable(task.data), "a paper preset reads a stream"
   assert all(shape.shape[0] == task.batch_size for shape in batch.values())
-  compiled = paper.compile_step(task, batch, data_mesh(jax.devices()))
-  needed = paper.device_bytes(compiled)
+  compiled = full_scale.compile_step(task, batch, data_mesh(jax.devices()))
+  needed = full_scale.device_bytes(compiled)
   record_property("bytes_per_device", needed)
   print(f"{name}: {needed / 2**30:.2f} GiB per device")
   assert 0 < needed < 80 * 2**30  # what one H100 or two TPU v4 chips hold

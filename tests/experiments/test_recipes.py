@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import claims, commands, noisy_labels, records, registry
+from experiments.harness import claims, commands, records, registry
+from experiments.studies import noisy_labels
 from jaxreg.training import fit
 
 RECIPES = [name for name, entry in registry.entries().items() if entry.card]
@@ -31,8 +32,11 @@ def test_smoke(name, tmp_path):
   record = commands.check(module, name, config, commands.VerifyOptions(preset="smoke", seeds=2))
   assert [claim["name"] for claim in record["claims"]] == [claim.name for claim in module.CLAIMS]
   assert all(len(claim["values"]) == 2 for claim in record["claims"])
-  assert json.loads((tmp_path / "runs" / "verify-smoke" / f"{name}.json").read_text())["seeds"] == [100, 101]
-  assert (tmp_path / "runs" / "verify-smoke" / f"{name}.png").stat().st_size > 10_000
+  assert json.loads((tmp_path / "runs" / "verify-smoke" / name / "smoke" / "record.json").read_text())["seeds"] == [
+    100,
+    101,
+  ]
+  assert (tmp_path / "runs" / "verify-smoke" / name / "smoke" / "figure.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("name", list(registry.entries()))

@@ -1,0 +1,54 @@
+"""`paper` presets: their real step compiled at full shape on a virtual mesh, and run at reduced width.
+
+A recipe may name a preset `paper` when it also defines
+
+- `paper_batch(config) -> dict`: one global batch of its stream as `jax.ShapeDtypeStruct`, `"id"` included;
+- `reduced(config) -> Config`: the same structure at a small width and batch;
+- `paper_sets(config) -> dict`: data set name -> splits of small random arrays, as `jaxreg.data.write_tfds` takes them,
+  with the real set's schema;
+
+and its `Config` has a field `data_dir: str | None = None`, TFDS's folder. `build` does not touch the disk: `task.data`
+opens the stream when `fit` calls it. tests/experiments/test_paper.py compiles every such step and takes ten reduced
+ones from a generated set.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.harness import registry
+from jaxreg.training import Task
+from jaxreg.training.fit import abstract_state, compiled_chunk, merge_hparams
+
+__all__ = ["compile_step", "device_bytes", "recipes"]
+
+
+def recipes() -> list[str]:
+  """Names of the recipes that have a `paper` preset."""
+  return [name for name, entry in registry.entries().items() if "paper" in entry.presets]
+
+
+def compile_step(task: Task, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> jax.stages.Compiled:
+  """`fit`'s program for one step, compiled for the mesh from shapes alone.
+
+  Args:
+    task: what to train.
+    batch: shapes `[batch_size, ...]` of one global batch.
+    mesh: with the axes `data` and `model`.
+
+  Returns:
+    The compiled program; `device_bytes` says what it needs.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+  stacked = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=sharding) for n, x in batch.items()}
+  state, hparams = abstract_state(task, mesh), merge_hparams(task, None)
+  return compiled_chunk(task, mesh, 1).lower(state, stacked, hparams, np.int32(1)).compile()
+
+
+def device_bytes(compiled: jax.stages.Compiled) -> int:
+  """Bytes that a program needs on each device: arguments, results (donated ones count once) and temporaries."""
+  memory = compiled.memory_analysis()
+  total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+  return int(np.asarray(total - memory.alias_size_in_bytes))
