@@ -2,19 +2,25 @@
 
 from jaxreg.training.checkpoint import CheckpointError, load_params, predict
 from jaxreg.training.fit import FitResult, NonFiniteError, fit
+from jaxreg.training.gradient import gradient_task
 from jaxreg.training.mesh import data_mesh, trial_mesh
 from jaxreg.training.sweep import SweepResult, grid, sweep, sweep_settings
-from jaxreg.training.task import Task, TrainState
+from jaxreg.training.task import Computation, Context, HeldOut, Mean, Task, TrainState
 
 __all__ = [
   "CheckpointError",
+  "Computation",
+  "Context",
   "FitResult",
+  "HeldOut",
+  "Mean",
   "NonFiniteError",
   "SweepResult",
   "Task",
   "TrainState",
   "data_mesh",
   "fit",
+  "gradient_task",
   "grid",
   "load_params",
   "predict",

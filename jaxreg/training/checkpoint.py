@@ -161,7 +161,7 @@ def predict(task, folder, inputs, *, step: int | None = None):
   if task.predict is None:
     raise ValueError("this task does not say how to predict.")
   params, extra = load_params(folder, step), load_params(folder, step, field="extra")
-  return jax.jit(task.predict)(params, extra, inputs)
+  return jax.jit(task.predict)(TrainState(np.int32(0), None, params, extra), inputs)
 
 
 def _items(state: TrainState) -> dict[str, dict]:

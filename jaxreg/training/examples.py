@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxreg.training.gradient import gradient_task
 from jaxreg.training.task import Task
 
 __all__ = ["least_squares"]
@@ -17,8 +18,8 @@ def least_squares(*, examples: int = 64, features: int = 4, batch_size: int | No
   truth = rng.normal(size=features).astype(np.float32)
   data = {"x": inputs, "y": inputs @ truth}
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
+  def objective(params, extra, batch, context):
+    del context
     error = predict(params, extra, batch["x"]) - batch["y"]
     return jnp.mean(error**2), (extra, {"error": jnp.mean(jnp.abs(error))})
 
@@ -26,13 +27,13 @@ def least_squares(*, examples: int = 64, features: int = 4, batch_size: int | No
     del extra
     return inputs @ params["w"] + params["b"]
 
-  return Task(
+  return gradient_task(
     init_params=lambda key, hparams: ({"w": jax.random.normal(key, (features,)), "b": jnp.zeros(())}, {}),
     objective=objective,
     optimizer=lambda hparams: optax.sgd(hparams["learning_rate"], momentum=0.9),
     data=data,
     batch_size=batch_size,
     hparams={"learning_rate": 0.05},
-    evaluate_params=lambda params, extra, hparams: {"distance": jnp.linalg.norm(params["w"] - truth)},
+    evaluate=lambda params, extra, hparams: {"distance": jnp.linalg.norm(params["w"] - truth)},
     predict=predict,
   )

@@ -219,7 +219,7 @@ def compiled_chunk(task: Task, mesh: Mesh, steps: int):
 @functools.lru_cache(maxsize=32)
 def compiled_evaluate(task: Task):
   """The jitted evaluation of a task."""
-  return jax.jit(task.evaluate)
+  return jax.jit(lambda state, hparams: {} if task.evaluate is None else task.evaluate(state, hparams))
 
 
 def _state_sharding(task: Task, mesh: Mesh, state: TrainState):

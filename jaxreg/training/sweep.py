@@ -1,6 +1,7 @@
 """`sweep`: many runs of one task as one compiled program, over all devices, resumable chunk by chunk of trials."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -223,7 +224,8 @@ def _program(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int):
     start = state.step
     state, metrics, finite = run_chunk(task, state, data, hparams, steps, count=count)
     diverged_at = jnp.where(finite < count, start + finite + 1, -1)
-    return state, {**metrics, **task.evaluate(state, hparams)}, diverged_at
+    measured = {} if task.evaluate is None else task.evaluate(state, hparams)
+    return state, {**metrics, **measured}, diverged_at
 
   return jax.vmap(advance, in_axes=(0, 0, None)) if engine == "vmap" else _mapped(advance, mesh, lanes)
 
@@ -360,8 +362,7 @@ def _fingerprint(label, task, hparams, seeds, steps, eval_every, keep_params) ->
     keep_params,
     shapes,
     task.batch_size,
-    task.accumulate,
-    task.precision,
+    dataclasses.astuple(task.computation),
   ]
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
