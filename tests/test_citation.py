@@ -23,11 +23,13 @@ citation = jaxreg.citation
 table = inspect.getmodule(citation)
 ROOMS = (
   "adversarial",
+  "denoising",
   "kernels",
   "layers",
   "losses",
   "metrics",
   "models",
+  "pruning",
   "quantization",
   "regularizers",
   "solvers",
