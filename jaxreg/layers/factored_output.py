@@ -18,7 +18,7 @@ class FactoredOutput(nn.Module):
   differentiated in the inputs, so that an optax optimizer trains the layers below. Called otherwise it changes nothing.
   The layer's own objective is the mean of the losses over the batch, whatever the caller makes of them.
 
-  >>> import jax
+  >>> import jax, jax.numpy as jnp
   >>> from jaxreg.losses.spherical import z_loss_from_statistics
   >>> layer = FactoredOutput(classes=10, loss=lambda s: z_loss_from_statistics(s, classes=10))
   >>> inputs, labels = jnp.ones((2, 4)), jnp.array([3, 5])
