@@ -12,7 +12,7 @@ import optax
 from experiments.harness.claims import Claim
 from experiments.problems import cifar10
 from jaxreg.data import array_stream, bundled, noise, read_tfds
-from jaxreg.losses import calibrated_ensemble
+from jaxreg.losses import binary_margin, calibrated_ensemble
 from jaxreg.models import MLP
 from jaxreg.models.resnet import DEPTHS, ResNet
 from jaxreg.training import Task, grid, sweep
@@ -95,7 +95,7 @@ def _values(config: Config, logits, labels, key, axis_name):
   """The loss of each example; EnsLoss ranks the margins of the global batch."""
   if config.loss == "ensloss":
     return calibrated_ensemble.ensloss(logits, labels, key, axis_name=axis_name)
-  return calibrated_ensemble.MARGIN_LOSSES[config.loss](logits, labels)
+  return binary_margin.MARGIN_LOSSES[config.loss](logits, labels)
 
 
 def _optimizer(config: Config, hparams) -> optax.GradientTransformation:

@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.harness.claims import Claim
 from experiments.problems.quantized_networks import Problem, network, quantized_task
-from jaxreg.quantization.cost import assign_bits, layer_table, quant_cost
+from jaxreg.metrics.network_cost import assign_bits, layer_table, quant_cost
+from jaxreg.metrics.pareto import best_within_cost, pareto_front
 from jaxreg.quantization.layers import PRECISIONS, Precision
-from jaxreg.quantization.pareto import best_within_cost, pareto_front
 from jaxreg.training import Task, sweep
 
 CARD = "31-quantized_resnet"

@@ -17,10 +17,11 @@ import threadpoolctl
 
 from experiments.harness.claims import Claim
 from jaxreg.data import tfds_stream
-from jaxreg.layers.factored_output import FactoredOutput, factored_init, factored_value_and_grad, factored_weights
+from jaxreg.layers.factored_output import FactoredOutput
 from jaxreg.losses import spherical
 from jaxreg.metrics.classification import top_k_accuracy
 from jaxreg.models import MLP
+from jaxreg.solvers.factored_output import factored_init, factored_value_and_grad, factored_weights
 from jaxreg.training import Task, grid, sweep
 
 CARD = "10-z_loss"
