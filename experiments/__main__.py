@@ -63,7 +63,7 @@ def _run(command: str, rest: list[str]) -> int:
     return getattr(commands, command)(rest)
   except trials.Interrupted as error:
     print(f"{error}; run again to resume", file=sys.stderr)
-    return 143  # what a shell says of a process that SIGTERM ended
+    return 128 + error.signal  # what a shell says of a process that a signal ended
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`bench`: side-by-side timings in one process run; each benchmark is a module with `measure(options)` and a `TITLE`."""
+"""`bench`: side-by-side timings in one process; a benchmark is a module with `measure(options)` and a `TITLE`."""
 
 import dataclasses
 import importlib

@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     hparams=hparams,
     folder=folder,
     log_every=cell.log_every or eval_every,
-    eval_every=min(eval_every, steps),
+    eval_every=eval_every,
     checkpoint_every=flags.checkpoint_every,
     profile_steps=flags.profile_steps,
   )
@@ -49,7 +49,7 @@ def run(arguments: list[str]) -> int:
       print(f"{name:32} {value:.5g}")
     print(f"metrics and checkpoints: {folder}")
   if result.interrupted:
-    raise Interrupted(f"interrupted at step {int(result.state.step)} of {steps}")
+    raise Interrupted(result, steps)
   return 0
 
 
@@ -136,6 +136,7 @@ def _verify_one(name: str, recipe, flags: options.VerifyOptions) -> bool:
 
   folder = flags.folder / name / flags.preset
   seeds = list(range(flags.first_seed, flags.first_seed + flags.seeds))
+  print(f"{name} {flags.preset}, seeds {seeds[0]} to {seeds[-1]}", flush=True)
   try:
     config = registry.preset(recipe, flags.preset)
     print_record(verification.verify(recipe, name, flags.preset, config, seeds, folder))
@@ -221,13 +222,13 @@ def _parse(command: str, arguments: list[str], options_type) -> "_Asked":
     raise ValueError(f"{command} needs a recipe's name and perhaps a preset, got {' '.join(words) or 'nothing'}.")
   name, preset = words[0], words[1] if len(words) == 2 else "cpu"
   module = registry.recipe(name)
-  default = registry.preset(module, preset)
+  default, default_flags = registry.preset(module, preset), options_type()
 
   def both(
     config: Annotated[type(default), tyro.conf.arg(name="config")] = default,
-    options: Annotated[options_type, tyro.conf.arg(name="")] = options_type(),
+    flags: Annotated[options_type, tyro.conf.arg(name="")] = default_flags,
   ):
-    return config, options
+    return config, flags
 
   rest = options.gathered(rest)
   about = (module.__doc__ or "").strip()

@@ -74,12 +74,7 @@ class RunOptions:
   distributed: Distributed = Distributed()
 
   def check(self) -> None:
-    """Raises ValueError for what cannot be run."""
-    _check_seed("seed", self.seed)
-    for name in ("steps", "checkpoint_every"):
-      _check_positive(name, getattr(self, name))
-    if self.profile_steps < 0:
-      raise ValueError(f"--profile-steps must not be negative, got {self.profile_steps}.")
+    """Raises ValueError for hosts that could not find each other; `fit` checks the rest."""
     self.distributed.check()
 
 
@@ -114,7 +109,6 @@ class SweepOptions:
   def check(self) -> None:
     """Raises ValueError for what cannot be run."""
     _check_seeds(self.seeds, self.first_seed, least=1)
-    _check_positive("steps", self.steps)
     if self.memory_gib is not None and not 0 < self.memory_gib < math.inf:
       raise ValueError(f"--memory-gib must be positive, got {self.memory_gib:g}.")
     self.distributed.check()
@@ -220,18 +214,8 @@ def hparam_help(hparams: Mapping) -> str:
   return f"Hyperparameters (NAME=default): {listed or 'none'}."
 
 
-def _check_positive(name: str, value) -> None:
-  if value is not None and value < 1:
-    raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-
-
-def _check_seed(name: str, seed: int) -> None:
-  if not 0 <= seed <= LARGEST_SEED:
-    raise ValueError(f"--{name} must be between 0 and {LARGEST_SEED}, got {seed}.")
-
-
 def _check_seeds(seeds: int, first_seed: int, least: int) -> None:
   if seeds < least:
     raise ValueError(f"--seeds must be at least {least}, got {seeds}.")
-  _check_seed("first-seed", first_seed)
-  _check_seed("first-seed", first_seed + seeds - 1)
+  if not 0 <= first_seed <= LARGEST_SEED + 1 - seeds:
+    raise ValueError(f"seeds must lie between 0 and {LARGEST_SEED}, got --first-seed {first_seed} --seeds {seeds}.")

@@ -36,6 +36,8 @@ def verify(
   Raises:
     ValueError: when the folder holds another experiment.
   """
+  if preset == "paper":
+    _check_streams(recipe, name, config, seeds)
   who = identity.identity(recipe, name, preset, config, seeds)
   _compare(folder, who)
   trials, made = _trained(recipe, config, seeds, folder, who, progress)
@@ -90,13 +92,28 @@ def _trained(recipe, config, seeds, folder, who, progress) -> tuple[Trials, dict
   return trials, made
 
 
+def _check_streams(recipe, name, config, seeds) -> None:
+  """The preset of a paper is not verified by cells that train on something else."""
+  cells = recipe.cells(config, list(seeds)) if hasattr(recipe, "cells") else {}
+  if not any(callable(cell.task.data) for cell in cells.values()):
+    raise ValueError(
+      f"verify cannot run preset paper of {name}: none of the cells that its claims need reads the paper's data set."
+    )
+
+
 def _compare(folder: pathlib.Path, who: dict) -> None:
-  """More seeds than a folder holds go on with it; anything else that differs is another experiment."""
+  """More seeds than a folder holds go on with it; anything else that differs is another experiment.
+
+  Where only the code differs, tables are made again. Whether a cell's trained parts are still its own, `sweep` and
+  `fit` decide by the programs that they run.
+  """
   path = folder / "config.json"
   if not path.exists():
     return
   found = json.loads(path.read_text(encoding="utf-8"))
   found.pop("made", None)
+  same_code = found["code"] == who["code"]
+  found["code"] = who["code"]
   if who["seeds"][: len(found["seeds"])] == found["seeds"]:
     found["seeds"] = who["seeds"]
   for field, before, after in identity.differences(found, who)[:1]:
@@ -104,6 +121,9 @@ def _compare(folder: pathlib.Path, who: dict) -> None:
       f"{folder} holds another experiment: {field} is {before} there and {after} here; delete it or choose another"
       " --folder."
     )
+  if not same_code:
+    for made in (folder / "trials.npz", folder / "cells" / "measured.npz", path):
+      made.unlink(missing_ok=True)
 
 
 def _outcome(claim: claims.Claim, found) -> dict:
