@@ -4,11 +4,11 @@ import sys
 
 COMMANDS = {
   "list": "show the recipes, their presets and what was verified",
-  "demo": "the noisy-label ablation on bundled images: table, figure and record in a few minutes",
+  "demo": "the noisy-label ablation on bundled images, in a few minutes",
   "run": "train one recipe:            run NAME [PRESET] [--help]",
   "sweep": "train a grid × seeds:        sweep NAME [PRESET] [--help]",
   "verify": "check recipes' claims:       verify [NAME …] [--help]",
-  "report": "judge the committed tables again, rebuild figures, ledger and the README's table",
+  "report": "judge the committed tables again; rebuild figures, ledger, README",
   "bench": "time against other ways:     bench [NAME …] [--help]",
 }
 WITHOUT_ARGUMENTS = ("list", "report")
@@ -20,8 +20,8 @@ def usage() -> str:
   return (
     "usage: python -m experiments COMMAND …\n\ncommands:\n"
     + "\n".join(lines)
-    + "\n\nNAME is one that `list` shows, or the module path of a recipe of your own. Compiled programs are kept in"
-    "\n$JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxreg/xla."
+    + "\n\nNAME is one that `list` shows, or the module path of a recipe of your own."
+    "\nCompiled programs are kept in $JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxreg/xla."
   )
 
 

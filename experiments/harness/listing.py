@@ -16,7 +16,7 @@ def show() -> int:
   for entry in registry.entries().values():
     table.add_row(entry.name, entry.title.split(":")[0], " ".join(entry.presets), _claims(records.read(entry.name)))
   Console(markup=False, highlight=False).print(table)
-  print("reproduced: claims of the cpu preset that a committed record confirms; experiments/LEDGER.md has them all")
+  print("reproduced: claims of the cpu preset that a committed record confirms.\nexperiments/LEDGER.md has them all.")
   return 0
 
 

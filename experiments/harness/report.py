@@ -79,7 +79,11 @@ def _methods() -> list[str]:
 def _ledger(problems: list[str]) -> str:
   from experiments.harness.claims import RULES
 
-  head = f"Made by `python -m experiments report` from what `results/` holds; do not edit.\n\n{RULES}\n"
+  head = f"Made by `python -m experiments report` from what `results/` holds; do not edit.\n\n{RULES} A claim that was"
+  head += (
+    " changed after a result had been seen says so (*Amended*). A record without a table of trials (`trials.npz`) is"
+    " shown as it was judged when it was made.\n"
+  )
   parts = ["# Ledger\n", head, *(f"Shown as recorded: {problem}\n" for problem in problems)]
   for entry in _by_card():
     parts.append(f"## {entry.card}: {entry.title}\n")

@@ -34,10 +34,12 @@ def _show(console, rows, keys, title, section) -> None:
   words = [{name: _word(value) for name, value in row.items()} for row in rows]
   names = list(dict.fromkeys(name for row in words for name in row))
   keys = [name for name in names if name in keys]
-  for part in _parts(words, keys, [name for name in names if name not in keys], console.width):
+  sizes = {name: _widest(name, words) for name in names}
+  for part in _parts(sizes, keys, [name for name in names if name not in keys], console.width):
     table = Table(title=title, title_justify="left")
     for name in (*keys, *part):
-      table.add_column(name, overflow="fold")
+      fits = 1 + sum(sizes[key] + 3 for key in {*keys, name}) <= console.width
+      table.add_column(name, overflow="fold", min_width=sizes[name] if fits else None)
     for row, after in zip(words, [*words[1:], {}]):
       ends = section is not None and row.get(section) != after.get(section)
       table.add_row(*[row.get(name, "") for name in (*keys, *part)], end_section=ends)
@@ -45,15 +47,19 @@ def _show(console, rows, keys, title, section) -> None:
     title = None
 
 
-def _parts(words, keys, names, width) -> list[list[str]]:
+def _widest(name: str, words) -> int:
+  """Characters that a column needs: headings may break between words, values may not."""
+  return max([*map(len, name.split()), *(len(row.get(name, "")) for row in words)])
+
+
+def _parts(sizes, keys, names, width) -> list[list[str]]:
   """Columns together as long as they fit beside the keys."""
-  widest = lambda name: max([*map(len, name.split()), *(len(row.get(name, "")) for row in words)]) + 3
-  parts, used = [[]], (start := 1 + sum(map(widest, keys)))
+  parts, used = [[]], (start := 1 + sum(sizes[key] + 3 for key in keys))
   for name in names:
-    if parts[-1] and used + widest(name) > width:
+    if parts[-1] and used + sizes[name] + 3 > width:
       parts, used = [*parts, []], start
     parts[-1].append(name)
-    used += widest(name)
+    used += sizes[name] + 3
   return parts
 
 
