@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness import registry
 from jaxreg.training import Task
-from jaxreg.training.fit import abstract_state, compiled_chunk, merge_hparams
+from jaxreg.training import hparams
+from jaxreg.training.program import abstract_state, compiled_chunk, needed_bytes
 
 __all__ = ["compile_step", "device_bytes", "recipes"]
 
@@ -43,8 +44,7 @@ def compile_step(task: Task, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Me
   """
   sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
   stacked = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=sharding) for n, x in batch.items()}
-  state, hparams = abstract_state(task, mesh), merge_hparams(task, None)
-  return compiled_chunk(task, mesh, 1).lower(state, stacked, hparams, np.int32(1)).compile()
+  return compiled_chunk(task, mesh, 1).lower(abstract_state(task, mesh), stacked, hparams.merge(task), np.int32(1)).compile()
 
 
 def device_bytes(compiled: jax.stages.Compiled) -> int:
