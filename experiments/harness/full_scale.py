@@ -20,7 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness import registry
 from jaxreg.training import Task
-from jaxreg.training.fit import abstract_state, compiled_chunk, merge_hparams
+
+try:
+  from jaxreg.training.hparams import merge as merge_hparams
+  from jaxreg.training.program import abstract_state, compiled_chunk
+except ImportError:  # until the training package is rewritten
+  from jaxreg.training.fit import abstract_state, compiled_chunk, merge_hparams
 
 __all__ = ["compile_step", "device_bytes", "recipes"]
 
