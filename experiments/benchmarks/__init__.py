@@ -18,7 +18,6 @@ BENCHMARKS = {
   "overhead": "a step of `fit` against a hand-written jitted loop",
   "paper": "memory per device of the `paper` presets, compiled without running",
 }
-KEYS = 1  # columns that say which row it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ def run(names: list[str], options: Options) -> None:
   for name in names:
     module = importlib.import_module(f"experiments.benchmarks.{name}")
     rows, notes = module.measure(options)
-    tables.show(rows, keys=list(rows[0])[:KEYS], title=module.TITLE)
+    tables.show(rows, keys=list(rows[0])[:1], title=module.TITLE)
     for note in notes:
       print(note)
     path = folder / "benchmarks" / f"{name}.json"

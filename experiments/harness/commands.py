@@ -30,7 +30,6 @@ def run(arguments: list[str]) -> int:
   task = cell.task.replace(accumulate=flags.accumulate, precision=flags.precision, remat=flags.remat)
   hparams = {name: value for name, (value,) in options.assignments(flags.set, task.hparams).items()}
   steps = cell.steps if flags.steps is None else flags.steps
-  eval_every = cell.eval_every or cell.steps
   settings = hparams, flags.seed, flags.precision, flags.accumulate, flags.remat
   folder = flags.folder or _default_folder("", asked, *settings)
   result = fit(
@@ -39,8 +38,8 @@ def run(arguments: list[str]) -> int:
     seed=flags.seed,
     hparams=hparams,
     folder=folder,
-    log_every=cell.log_every or eval_every,
-    eval_every=eval_every,
+    log_every=cell.log_every or cell.eval_every or cell.steps,
+    eval_every=cell.eval_every,
     checkpoint_every=flags.checkpoint_every,
     profile_steps=flags.profile_steps,
   )

@@ -19,9 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness import registry
-from jaxreg.training import Task
-from jaxreg.training import hparams
-from jaxreg.training.program import abstract_state, compiled_chunk, needed_bytes
+from jaxreg.training import Task, hparams
+from jaxreg.training.program import abstract_state, compiled_chunk
 
 __all__ = ["compile_step", "device_bytes", "recipes"]
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -164,7 +165,7 @@ def gathered(flags: Sequence[str], names: Sequence[str] = ("--set", "--grid")) -
 
 
 def assignments(texts: Sequence[str], hparams: Mapping, flag: str = "--set") -> dict[str, list[int | float]]:
-  """The values of `NAME=VALUE,…` by name, in the kind of number that each hyperparameter is.
+  """The values of `NAME=VALUE,…` by name: integers where the hyperparameter is one, otherwise floats.
 
   >>> assignments(["k=8,16", "weight=1"], {"k": 4, "weight": 0.5}, "--grid")
   {'k': [8, 16], 'weight': [1.0]}
@@ -186,11 +187,11 @@ def assignments(texts: Sequence[str], hparams: Mapping, flag: str = "--set") -> 
 
 
 def _number(flag: str, text: str, part: str, default) -> int | float:
-  whole = np.asarray(default).dtype.kind in "iu"
+  whole = np.asarray(default).dtype.kind in "iu" and re.fullmatch(r"[+-]?\d+", part)
   try:
     value = int(part) if whole else float(part)
   except ValueError:
-    raise ValueError(f"{flag} takes NAME={'INTEGER' if whole else 'NUMBER'}, got {text!r}.") from None
+    raise ValueError(f"{flag} takes NAME=NUMBER, got {text!r}.") from None
   if not math.isfinite(value):
     raise ValueError(f"{flag} takes finite numbers, got {text!r}.")
   return value

@@ -195,7 +195,7 @@ def _train_stream(cell: Cell, points, seeds, folder, label, progress) -> SweepRe
   for index, hparams in enumerate(chosen):
     for seed in seeds:
       result = fit(
-        cell.task, steps=cell.steps, seed=seed, hparams=hparams, eval_every=eval_every, progress=progress,
+        cell.task, steps=cell.steps, seed=seed, hparams=hparams, eval_every=cell.eval_every, progress=progress,
         log_every=cell.log_every or eval_every, folder=None if folder is None else folder / f"point{index}-seed{seed}",
       )  # fmt: skip
       if result.interrupted:

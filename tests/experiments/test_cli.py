@@ -3,11 +3,15 @@
 import json
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
+
+import jaxreg.training
 
 from experiments import __main__ as cli
 from experiments.harness import commands, options, records, tables
@@ -133,13 +137,25 @@ def test_run_and_resume(tmp_path, capsys):
   assert list((tmp_path / "here" / "tensorboard").iterdir())
 
 
-def test_different_runs_have_different_folders_and_the_same_one_the_same(tmp_path):
+def test_different_runs_have_different_folders_and_the_same_one_the_same(monkeypatch):
+  used = []
+  result = types.SimpleNamespace(rows=[], interrupted=0)
+  monkeypatch.setattr(jaxreg.training, "fit", lambda task, *, folder, **_: used.append(folder) or result)
   variants = [[], ["--seed", "1"], ["--set", "learning_rate=0.01"], ["--remat"], ["--accumulate", "2"],
               ["--precision", "bfloat16"], ["--config.features", "5"]]  # fmt: skip
-  for extra in [*variants, []]:
-    assert cli.main(["run", TINY, "smoke", "--steps", "10", *extra]) == 0
-  assert len(folders(tmp_path)) == len(variants)
-  assert all(re.fullmatch(rf"{TINY}-smoke-[0-9a-f]{{8}}", name) for name in folders(tmp_path))
+  for extra in [*variants, [], ["--steps", "10"]]:  # more steps continue
+    assert cli.main(["run", TINY, "smoke", *extra]) == 0
+  assert len(set(used[: len(variants)])) == len(variants) and set(used[len(variants) :]) == {used[0]}
+  assert re.fullmatch(rf"runs/{TINY}-smoke-[0-9a-f]{{8}}", str(used[0]))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_run_is_no_success(number, code, monkeypatch, capsys):
+  state = types.SimpleNamespace(step=7)
+  result = types.SimpleNamespace(rows=[], interrupted=int(number), state=state)
+  monkeypatch.setattr(jaxreg.training, "fit", lambda *_, **__: result)
+  assert cli.main(["run", TINY, "smoke"]) == code
+  assert "interrupted at step 7 of 20; run again to resume" in capsys.readouterr().err
 
 
 def test_sweep_writes_rows(tmp_path, capsys):
@@ -170,8 +186,7 @@ def test_repeated_flags_are_kept_and_numbers_are_of_the_hyperparameters_kind():
   assert {name: (type(v), v) for name, (v,) in values.items()} == {
     "k": (int, 3), "weight": (float, 2.0), "rate": (float, 1e-3),
   }  # fmt: skip
-  with pytest.raises(ValueError, match="--set takes NAME=INTEGER, got 'k=1.5'"):
-    options.assignments(["k=1.5"], {"k": 1})
+  assert options.assignments(["k=1.5"], {"k": 1}) == {"k": [1.5]}  # `fit` decides whether it can be one
 
 
 def test_a_grid_replaces_the_recipes_values():

@@ -48,23 +48,27 @@ def test_a_record_says_how_it_was_made(finished):
   folder, record = finished
   written = json.loads((folder / "record.json").read_text())
   assert written == json.loads(json.dumps(records.strict(record)))
-  for field in (
-    "recipe",
-    "preset",
-    "config",
-    "seeds",
-    "versions",
-    "code",
-    "commit",
-    "dirty",
-    "device",
-    "machine",
-    "date",
-  ):
-    assert written[field] not in (None, ""), field
+  fields = {"recipe", "preset", "config", "seeds", "versions", "code", "commit", "dirty", "device", "machine", "date"}
+  assert fields <= set(written)
   assert written["engines"] == {"rates": "vmap", "better rate": "vmap"}
   assert written["wall_seconds"] > 0 and written["resumed"] is False and written["card"] == "00-tiny"
   assert written["claims"][0]["verdict"] == "undecided"  # two seeds
+
+
+def test_the_commit_and_whether_there_are_changes(tmp_path, monkeypatch):
+  monkeypatch.setattr(registry, "ROOT", tmp_path / "experiments")
+  (tmp_path / "experiments" / "results").mkdir(parents=True)
+  assert records.commit() == {"commit": None, "dirty": None}
+  git = lambda *words: subprocess.run(
+    ["git", "-c", "user.name=a", "-c", "user.email=b", *words], cwd=tmp_path, check=True
+  )
+  git("init", "-q")
+  git("commit", "-q", "--allow-empty", "-m", "first")
+  (tmp_path / "experiments" / "results" / "record.json").write_text("")
+  found = records.commit()
+  assert len(found["commit"]) == 40 and found["dirty"] is False  # records are no code
+  (tmp_path / "experiments" / "new.py").write_text("")
+  assert records.commit() == {**found, "dirty": True}
 
 
 def test_a_finished_folder_is_judged_again_without_training(copy, monkeypatch):
