@@ -1,0 +1,19 @@
+"""Z-loss."""
+
+from tests.experiments import recipe_checks
+
+
+def test_smoke(tmp_path):
+  recipe_checks.check_smoke("z_loss", tmp_path)
+
+
+def test_run_and_predict(tmp_path):
+  recipe_checks.check_run_and_predict("z_loss", tmp_path)
+
+
+def test_paper_step():
+  recipe_checks.check_paper_step("z_loss")
+
+
+def test_paper_ten_steps(tmp_path):
+  recipe_checks.check_paper_ten_steps("z_loss", tmp_path)
