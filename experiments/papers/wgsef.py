@@ -201,7 +201,8 @@ def _of(config: Config, k: int) -> tuple[Claim, ...]:
     Claim(
       f"reached_{k}",
       f"WGSEF leaves exactly the {k} of {config.hidden} neurons asked for, with one strength and no search",
-      f"absolute difference of active neurons and k after {config.steps:,} proximal steps, strength {config.strength:g}",
+      f"absolute difference of active neurons and k after {config.steps:,} proximal steps, strength"
+      f" {config.strength:g}",
       lambda m: np.abs(m[f"k {k} wgsef neurons"] - k),
       at_most=0.0,
     ),
@@ -214,7 +215,8 @@ def _of(config: Config, k: int) -> tuple[Claim, ...]:
     ),
     Claim(
       f"tuned_{k}",
-      f"After tuning on its support WGSEF with {k} of {config.hidden} neurons is nearly as accurate as the dense network",
+      f"After tuning on its support WGSEF with {k} of {config.hidden} neurons is nearly as accurate as the dense"
+      " network",
       f"test accuracy of the dense network minus the sparse one's after {config.tuning_steps:,} further steps of both"
       " without penalty",
       lambda m: m["dense after"] - m[f"k {k} wgsef after"],
