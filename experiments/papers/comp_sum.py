@@ -505,9 +505,9 @@ def claims(config: Config) -> tuple[Claim, ...]:
 
 
 DEVIATIONS = (
-  "The card leaves open and we took from its first check: batch 128, cosine schedule, Nesterov momentum 0.9 and clipping"
-  " at 5 for the robust networks; the measuring attack starts at random in the ball, with steps that add up to 2.5"
-  " radii.",
+  "The card leaves open and we took from its first check: batch 128, cosine schedule, Nesterov momentum 0.9 and"
+  " clipping at 5 for the robust networks; the measuring attack starts at random in the ball, with steps that add up to"
+  " 2.5 radii.",
 )
 NOTES = (
   "Reported, not gated: adversarial comp-sum with half the weight nu (figure).",
