@@ -510,7 +510,7 @@ def claims(config: Config) -> tuple[Claim, ...]:
     ),
     Claim(
       "spherical",
-      f"The Z-loss is more accurate than log-Taylor-softmax and squared error on clusters of {config.classes:,} classes",
+      f"The Z-loss is more accurate than log-Taylor-softmax and squared error on {config.classes:,} clusters",
       "top-5 test accuracy, Z-loss minus the best of log-Taylor-softmax and squared error; learning rates chosen for"
       " each loss",
       lambda m: _top5(m, "z") - np.maximum(_top5(m, "taylor"), _top5(m, "squared")),
