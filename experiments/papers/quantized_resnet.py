@@ -267,8 +267,8 @@ def claims(config: Config) -> tuple[Claim, ...]:
     ),
     Claim(
       "resnet_dominance_covered",
-      "At no greater quadratic cost a 4-bit residual network is at least as accurate as the narrowest bfloat16 one, where"
-      " the 4-bit networks that were tried cost nearly as much",
+      "At no greater quadratic cost a 4-bit residual network is at least as accurate as the narrowest bfloat16 one,"
+      " where the 4-bit networks that were tried cost nearly as much",
       f"{images}; {within.format('quadratic', 'the narrowest, whose cost lies between those of the 4-bit networks')}",
       lambda m: gains(m, "resnet", "quadratic")[:, 0],
       at_least=0.0,
@@ -301,15 +301,17 @@ def claims(config: Config) -> tuple[Claim, ...]:
 DEVIATIONS = (
   "bfloat16 means operands rounded to bfloat16 and sums in float32; the quantized networks compute in float32 on their"
   " grids.",
-  "Residual networks of one block a stage on small images, trained for a few epochs; the paper's are ResNets on ImageNet"
-  " and train for 250.",
+  "Residual networks of one block a stage on small images, trained for a few epochs; the paper's are ResNets on"
+  " ImageNet and train for 250.",
 )
+
+
 def notes(config: Config) -> tuple[str, ...]:
   """Whose claims these are, how dominance is judged, and where it fails."""
   few = config.resnet
   return (
-    "The claims on residual networks, and that on integer inference, are this library's own, set before the run; margins"
-    " are those of the card's checks on perceptrons.",
+    "The claims on residual networks, and that on integer inference, are this library's own, set before the run;"
+    " margins are those of the card's checks on perceptrons.",
     "Dominance is judged seed by seed at the worst width, which is stricter than on means over seeds. The widest"
     " bfloat16 networks have no rival of their cost: the 4-bit ones of the grid cost less than half as much, so that"
     " there 4 bits at equal width must do.",
@@ -350,7 +352,7 @@ def _rows(m, family, name, problems):
 
 
 def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
-  """Test accuracy against the quadratic cost, the generalization gap by precision, and the loss of integer inference."""
+  """Accuracy against the quadratic cost, the generalization gap by precision, and the loss of integer inference."""
   picture, axes = plots.panels(4)
   short = lambda names: [name.replace(", ", "\n") for name in names]
   for axis, family, title in (

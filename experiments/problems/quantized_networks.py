@@ -202,7 +202,7 @@ def quantized_task(problem: Problem, precision: Precision, *, data_dir: str | No
 
 
 def _standardized(params, images) -> jax.Array:
-  """ImageNet's images, which come as bytes, standardised by channel in the dtype of the parameters; others as they are."""
+  """ImageNet's bytes standardised by channel, in the dtype of the parameters; other images as they are."""
   if images.dtype != jnp.uint8:
     return images
   dtype = jax.tree.leaves(params)[0].dtype
