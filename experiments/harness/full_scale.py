@@ -8,8 +8,8 @@ A recipe may name a preset `paper` when it also defines
   with the real set's schema, the held-out split among them;
 
 and its `Config` has a field `data_dir: str | None = None`, TFDS's folder. `cell` does not touch the disk: `task.data`
-opens the stream when `fit` calls it, and `task.held_out` another split. tests/experiments/recipe_checks.py compiles every
-such step, takes ten reduced ones from a generated set and evaluates on its held-out split.
+opens the stream when `fit` calls it, and `task.held_out` another split. tests/experiments/recipe_checks.py compiles
+every such step, takes ten reduced ones from a generated set and evaluates on its held-out split.
 """
 
 from collections.abc import Mapping

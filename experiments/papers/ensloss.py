@@ -15,7 +15,7 @@ from experiments.harness.trials import Cell, Trials
 from experiments.problems import cifar10
 from experiments.problems.held_out import ONCE, mean_over
 from jaxreg.data import array_stream, bundled, noise, read_tfds
-from jaxreg.losses import calibrated_ensemble
+from jaxreg.losses import binary_margin, calibrated_ensemble
 from jaxreg.models import MLP
 from jaxreg.models.resnet import DEPTHS, ResNet
 from jaxreg.training import HeldOut, Task, gradient_task, grid
@@ -106,7 +106,7 @@ def _values(config: Config, logits, labels, context):
   """The loss of each example; EnsLoss ranks the margins of the global batch."""
   if config.loss == "ensloss":
     return calibrated_ensemble.ensloss(logits, labels, context.key, axis_name=context.axis_name)
-  return calibrated_ensemble.MARGIN_LOSSES[config.loss](logits, labels)
+  return binary_margin.MARGIN_LOSSES[config.loss](logits, labels)
 
 
 def _optimizer(config: Config, hparams) -> optax.GradientTransformation:

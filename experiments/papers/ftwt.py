@@ -16,9 +16,9 @@ from experiments.harness import plots
 from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell, Trials
 from jaxreg.data import bundled
-from jaxreg.layers.dynamic_pruning import MaskedConv, mask_accuracy, mask_prediction_loss, mass_mask, uniform_mask
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
-from jaxreg.layers.pruned_flops import ConvCost, dense_flops, dynamic_flops
+from jaxreg.pruning.dynamic_pruning import MaskedConv, mask_accuracy, mask_prediction_loss, mass_mask, uniform_mask
+from jaxreg.pruning.pruned_flops import ConvCost, dense_flops, dynamic_flops
 from jaxreg.training import Task, gradient_task, grid
 
 CARD = "33-ftwt"

@@ -11,9 +11,9 @@ from experiments.harness import plots
 from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell, Trials
 from experiments.problems.quantized_networks import Problem, network, quantized_task
-from jaxreg.quantization.cost import assign_bits, layer_table, quant_cost
+from jaxreg.metrics.network_cost import assign_bits, layer_table, quant_cost
+from jaxreg.metrics.pareto import best_within_cost, pareto_front
 from jaxreg.quantization.layers import PRECISIONS, Precision
-from jaxreg.quantization.pareto import best_within_cost, pareto_front
 
 CARD = "31-quantized_resnet"
 STUDY = ("bfloat16", "W8A8", "W4A4, ends W8A8", "W2A2, ends W8A8")

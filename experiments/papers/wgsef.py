@@ -13,7 +13,7 @@ from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell, Trials
 from jaxreg.data import bundled
 from jaxreg.models import MLP
-from jaxreg.regularizers import group_sparsity
+from jaxreg.regularizers import group_sparsity, groups
 from jaxreg.training import Task, gradient_task, grid
 from jaxreg.transforms.proximal import proximal
 
@@ -83,10 +83,10 @@ def task(config: Config) -> Task:
     return jnp.mean(predict(params, {}, test["x"]).argmax(-1) == test["y"])
 
   def evaluate(params, extra, hparams):
-    norms = group_sparsity.group_norms(params["Dense_0"], kind="neuron")
+    norms = groups.group_norms(params["Dense_0"], kind="neuron")
     kept = jnp.argsort(jnp.argsort(-norms)) < hparams["k"]
-    ids, _ = group_sparsity.resolve_groups("neuron", params["Dense_0"])
-    pruned = {**params, "Dense_0": group_sparsity.scale_groups(params["Dense_0"], ids, kept.astype(jnp.float32))}
+    ids, _ = groups.resolve_groups("neuron", params["Dense_0"])
+    pruned = {**params, "Dense_0": groups.scale_groups(params["Dense_0"], ids, kept.astype(jnp.float32))}
     return {
       "test_accuracy": accuracy(params),
       "active_neurons": jnp.sum(norms > 0),
@@ -99,7 +99,7 @@ def task(config: Config) -> Task:
       return sgd
 
     def prox(layer, size):
-      ids, count = group_sparsity.resolve_groups("neuron", layer)
+      ids, count = groups.resolve_groups("neuron", layer)
       options = {"lam": size * hparams["strength"], "num_groups": count}
       if config.penalty == "wgsef":
         return group_sparsity.prox_wgsef(layer, ids, k=hparams["k"], **options)

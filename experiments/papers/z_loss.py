@@ -20,10 +20,11 @@ from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell, CellTrials, Trials
 from experiments.problems.held_out import ONCE, mean_over
 from jaxreg.data import tfds_stream
-from jaxreg.layers.factored_output import FactoredOutput, factored_init, factored_value_and_grad, factored_weights
+from jaxreg.layers.factored_output import FactoredOutput
 from jaxreg.losses import spherical
 from jaxreg.metrics.classification import top_k_accuracy
 from jaxreg.models import MLP
+from jaxreg.solvers.factored_output import factored_init, factored_value_and_grad, factored_weights
 from jaxreg.training import HeldOut, Task, gradient_task, grid
 
 CARD = "10-z_loss"

@@ -14,9 +14,10 @@ import optax
 from experiments.problems.held_out import ONCE, mean_over
 from jaxreg.data import MissingDataError, bundled, fashion_mnist, tfds_stream
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
+from jaxreg.models.quant_resnet import quant_resnet
 from jaxreg.quantization.bounds import freeze_bounds
 from jaxreg.quantization.integer import IntegerConv, IntegerDense
-from jaxreg.quantization.layers import Precision, QConv, QDense, quant_resnet
+from jaxreg.quantization.layers import Precision, QConv, QDense
 from jaxreg.training import HeldOut, Task, gradient_task
 
 __all__ = ["Problem", "QMLP", "Setting", "network", "quantized_task", "schedule"]

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.layers import pruned_flops
-from jaxreg.layers.dynamic_pruning import mass_mask
-from jaxreg.layers.pruned_flops import ConvCost
+from jaxreg.pruning import pruned_flops
+from jaxreg.pruning.dynamic_pruning import mass_mask
+from jaxreg.pruning.pruned_flops import ConvCost
 
 COSTS = [ConvCost(inputs=3, outputs=8, taps=9, positions=64), ConvCost(8, 8, 9, 16, groups=8), ConvCost(8, 10, 1, 16)]
 

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from jaxreg.quantization.layers import Precision, QConv, QDense
-
 __all__ = ["LayerCost", "NetworkCost", "assign_bits", "layer_table", "quant_cost"]
 
 _FULL = 16  # bits of bfloat16, against which ratios are taken
@@ -53,8 +51,8 @@ class NetworkCost(NamedTuple):
 def layer_table(model: nn.Module, *arguments: Any, **options: Any) -> list[LayerCost]:
   """The convolutions and dense layers of a Flax network in the order in which they run, from shapes alone.
 
-  Counts calls of Flax's `Conv` and `Dense`, as 16 bits, and of `QConv` and `QDense` with their own bits (None counts as
-  16 too). Everything else is free.
+  Counts calls of Flax's `Conv` and `Dense`, as 16 bits, and of layers like them that say their `weight_bits` and
+  `act_bits`, such as `quantization.QConv`, with those (None counts as 16 too). Everything else is free.
 
   >>> import jax.numpy as jnp
   >>> layer_table(nn.Dense(5), jnp.zeros((1, 3)))
@@ -75,7 +73,7 @@ def layer_table(model: nn.Module, *arguments: Any, **options: Any) -> list[Layer
   def record(call, arguments, keywords, context):
     outputs = call(*arguments, **keywords)
     layer = context.module
-    if context.method_name == "__call__" and isinstance(layer, (nn.Conv, nn.Dense, QConv, QDense)):
+    if context.method_name == "__call__" and (isinstance(layer, (nn.Conv, nn.Dense)) or hasattr(layer, "weight_bits")):
       inputs = arguments[0] if arguments else keywords["inputs"]
       fan_in = math.prod(getattr(layer, "kernel_size", ())) * inputs.shape[-1]
       weights = fan_in // getattr(layer, "feature_group_count", 1) * layer.features
@@ -89,16 +87,17 @@ def layer_table(model: nn.Module, *arguments: Any, **options: Any) -> list[Layer
   return table
 
 
-def assign_bits(table: Sequence[LayerCost], precision: Precision) -> list[LayerCost]:
+def assign_bits(table: Sequence[LayerCost], precision) -> list[LayerCost]:
   """The same layers with the bits of a precision, whose `end_` entries are for the first and the last one.
 
+  >>> from jaxreg.quantization import Precision
   >>> rows = assign_bits([LayerCost("a", 10, 10)] * 3, Precision(4, 4, 8, 8))
   >>> [row.weight_bits for row in rows]
   [8, 4, 8]
 
   Args:
     table: what `layer_table` returns.
-    precision: bits.
+    precision: bits, a `quantization.Precision`.
 
   Returns:
     The new table.

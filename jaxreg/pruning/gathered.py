@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float
-from jaxreg.layers.dynamic_pruning import NORM_EPSILON, MaskedConv, MaskHead
+from jaxreg.pruning.dynamic_pruning import NORM_EPSILON, MaskedConv, MaskHead
 
 __all__ = ["gathered_conv", "gathered_masked_conv", "gathered_sizes"]
 
@@ -107,7 +107,7 @@ def gathered_masked_conv(
   Normalisation and activation run over all filters, zeros included; they cost one multiplication each.
 
   >>> import functools, jax, jax.numpy as jnp
-  >>> from jaxreg.layers.dynamic_pruning import mass_mask
+  >>> from jaxreg.pruning.dynamic_pruning import mass_mask
   >>> layer, image = MaskedConv(filters=8), jax.random.normal(jax.random.key(0), (6, 6, 3))
   >>> dense = functools.partial(layer.apply, target=functools.partial(mass_mask, mass=0.9), train=False)
   >>> variables = layer.init(jax.random.key(1), image[None], target=functools.partial(mass_mask, mass=0.9), train=False)

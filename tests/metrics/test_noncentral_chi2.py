@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxreg.kernels.noncentral_chi2 import log_gammainc, noncentral_chi2_logcdf, noncentral_chi2_logpdf
+from jaxreg.metrics.noncentral_chi2 import log_gammainc, noncentral_chi2_logcdf, noncentral_chi2_logpdf
 
 pytestmark = pytest.mark.usefixtures("x64")
 logcdf, logpdf = jax.jit(noncentral_chi2_logcdf), jax.jit(noncentral_chi2_logpdf)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreg.layers import dynamic_pruning as pruning
+from jaxreg.pruning import dynamic_pruning as pruning
 
 TOLERANCE = 1e-5
 mass_programs = functools.cache(lambda min_keep: jax.jit(functools.partial(pruning.mass_mask, min_keep=min_keep)))

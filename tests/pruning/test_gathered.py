@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.layers import gathered
-from jaxreg.layers.dynamic_pruning import MaskedConv, mass_mask
+from jaxreg.pruning import gathered
+from jaxreg.pruning.dynamic_pruning import MaskedConv, mass_mask
 
 FRACTIONS = (0.5, 1.0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
 
-from jaxreg.kernels import posterior_mean as closed
+from jaxreg.denoising import posterior_mean as closed
 from jaxreg.losses.score_matching import (
   denoising_score_matching_loss,
   posterior_mean_squared_loss,

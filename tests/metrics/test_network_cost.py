@@ -1,16 +1,15 @@
-"""Compute cost, model size and Pareto fronts."""
+"""Compute cost and model size."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from jaxreg.metrics import network_cost as cost
 from jaxreg.models import ResNet
-from jaxreg.quantization import cost, pareto
-from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense, quant_resnet
+from jaxreg.models.quant_resnet import quant_resnet
+from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense
 
 UNIFORM = {bits: Precision(*bits, *bits) for bits in ((8, 8), (4, 4), (2, 4), (8, 16), (4, 8), (4, 2))}
 
@@ -100,28 +99,3 @@ def test_golden_31_quantized_resnet_costs(golden):
         np.testing.assert_allclose(getattr(got, f"{ours}_ratio"), row[f"ratio_{ours}"], rtol=1e-12)
       seen += 1
   assert seen
-
-
-fronts = jax.jit(pareto.pareto_front)
-best = jax.jit(pareto.best_within_cost)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=7, max_size=7))
-@settings(max_examples=30, deadline=None)
-def test_pareto_front_is_who_is_not_dominated(points):
-  costs, values = np.array(points, np.float32).T
-  dominated = [any((a, -b) != (c, -v) and a <= c and b >= v for a, b in points) for c, v in points]
-  assert fronts(costs, values).tolist() == [not each for each in dominated]
-  reached = [max((b for a, b in points if a <= budget), default=-np.inf) for budget in range(-1, 6)]
-  assert best(costs, values, np.arange(-1, 6, dtype=np.float32)).tolist() == reached
-
-
-def test_fronts_of_several_at_once_and_bad_input():
-  costs, values = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
-  np.testing.assert_array_equal(fronts(costs, values), [fronts(c, v) for c, v in zip(costs, values)])
-  with pytest.raises(ValueError, match="shapes"):
-    pareto.pareto_front(costs, values[:, 1:])
-  with pytest.raises(ValueError, match="costs must be floating"):
-    pareto.best_within_cost(costs.astype(int), values, values)
-  with pytest.raises(ValueError, match="budgets must be floating"):
-    pareto.best_within_cost(costs, values, values.astype(int))

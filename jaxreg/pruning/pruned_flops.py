@@ -155,7 +155,7 @@ def oracle_flops(
   """The budget before any training: the share of multiplications that the targets themselves would leave, per mass.
 
   >>> import jax.numpy as jnp
-  >>> from jaxreg.layers.dynamic_pruning import mass_mask
+  >>> from jaxreg.pruning.dynamic_pruning import mass_mask
   >>> maps = jnp.array([[4.0, 3.0, 2.0, 1.0]])
   >>> active_at = lambda mass: [mass_mask(maps, mass=mass).sum(-1)]
   >>> oracle_flops(active_at, jnp.array([0.5, 0.8]), [ConvCost(1, 4, 9, 1)]).tolist()
