@@ -43,7 +43,8 @@ def compile_step(task: Task, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Me
   """
   sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
   stacked = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=sharding) for n, x in batch.items()}
-  return compiled_chunk(task, mesh, 1).lower(abstract_state(task, mesh), stacked, hparams.merge(task), np.int32(1)).compile()
+  arguments = abstract_state(task, mesh), stacked, hparams.merge(task), np.int32(1)
+  return compiled_chunk(task, mesh, 1).lower(*arguments).compile()
 
 
 def device_bytes(compiled: jax.stages.Compiled) -> int:
