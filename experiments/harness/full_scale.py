@@ -5,11 +5,11 @@ A recipe may name a preset `paper` when it also defines
 - `paper_batch(config) -> dict`: one global batch of its stream as `jax.ShapeDtypeStruct`, `"id"` included;
 - `reduced(config) -> Config`: the same structure at a small width and batch;
 - `paper_sets(config) -> dict`: data set name -> splits of small random arrays, as `jaxreg.data.write_tfds` takes them,
-  with the real set's schema;
+  with the real set's schema, the held-out split among them;
 
-and its `Config` has a field `data_dir: str | None = None`, TFDS's folder. `build` does not touch the disk: `task.data`
-opens the stream when `fit` calls it. tests/experiments/test_paper.py compiles every such step and takes ten reduced
-ones from a generated set.
+and its `Config` has a field `data_dir: str | None = None`, TFDS's folder. `cell` does not touch the disk: `task.data`
+opens the stream when `fit` calls it, and `task.held_out` another split. tests/experiments/recipe_checks.py compiles every
+such step, takes ten reduced ones from a generated set and evaluates on its held-out split.
 """
 
 from collections.abc import Mapping

@@ -3,10 +3,15 @@
 import datetime
 import importlib.metadata
 import json
+import math
+import os
 import pathlib
 import platform
 import re
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from experiments.harness import registry
 
@@ -29,9 +34,25 @@ def environment() -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, record: dict) -> None:
-  """Writes a record as JSON."""
+  """Writes a record as JSON, all of it or nothing; NaN becomes null, an infinity text."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+  text = json.dumps(_strict(record), indent=1, ensure_ascii=False, allow_nan=False)
+  temporary = path.with_name(f"writing-{path.name}")
+  temporary.write_text(text + "\n", encoding="utf-8")
+  os.replace(temporary, path)
+
+
+def _strict(value):
+  """What JSON can say."""
+  if isinstance(value, Mapping):
+    return {str(key): _strict(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_strict(item) for item in value]
+  if isinstance(value, np.ndarray | np.generic):
+    return _strict(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None if math.isnan(value) else str(value)
+  return str(value) if isinstance(value, pathlib.Path) else value
 
 
 def read(name: str) -> dict | None:
@@ -129,6 +150,4 @@ def _cell(value) -> str:
 
 
 def _cores() -> int:
-  import os
-
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,10 +1,12 @@
 """Finds recipes by reading their source, so that listing them imports nothing; imports one by name.
 
-A recipe is a module of this package that defines `PRESETS`, a dict from names to frozen dataclasses, and
+A recipe is a module in `papers/` or `studies/`, or anywhere else by its module path, that defines
 
-- `build(config) -> Task`, `points(config) -> dict`: what `run` trains and `sweep` varies;
-- `run_options(config) -> dict`: `steps`, `log_every`, `eval_every` of one run;
-- `CARD`, `measure(config, seeds) -> dict`, `CLAIMS`, `figure(measurements, path)`: what `verify` does.
+- `PRESETS`: names to frozen dataclasses, and `CARD` if it belongs to a paper;
+- `cell(config) -> Cell`: what `run` trains and `sweep` varies;
+- for `verify`: `cells(config, seeds) -> {name: Cell}` and `measure(config, seeds, trained) -> {name: [seeds, ...]}`, one
+  of them or both; `summary(config, trials) -> {name: [seeds, ...]}`, what they measured by default; `claims(config)`;
+  `figure(config, summary, path)`; and perhaps `table(config, summary)`, `DEVIATIONS`, `NOTES` or `notes(config)`.
 """
 
 import ast
@@ -44,11 +46,26 @@ def entries() -> dict[str, Entry]:
 
 
 def recipe(name: str) -> types.ModuleType:
-  """Imports a recipe; raises UnknownName if there is none."""
+  """Imports a recipe by its name, or by a module path with a dot; raises UnknownName if there is none."""
+  if "." in name:
+    return _import(name)
   known = entries()
   if name not in known:
     raise UnknownName("recipe", name, list(known))
   return importlib.import_module(known[name].module)
+
+
+def _import(path: str) -> types.ModuleType:
+  try:
+    module = importlib.import_module(path)
+  except ModuleNotFoundError as error:
+    if error.name and path.startswith(error.name):
+      raise ValueError(f"there is no module {path}: {error}; PYTHONPATH says where Python looks.") from None
+    raise
+  missing = [part for part in ("PRESETS", "cell") if not hasattr(module, part)]
+  if missing:
+    raise ValueError(f"{path} is not a recipe: it does not define {' and '.join(missing)}.")
+  return module
 
 
 def preset(module: types.ModuleType, name: str):

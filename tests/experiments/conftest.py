@@ -1,0 +1,17 @@
+"""Set-up of the recipes' tests: a folder of their own, and engines that are not compared."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def in_temporary_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # this process has its devices already
+
+
+@pytest.fixture(autouse=True)
+def engines_are_not_compared(monkeypatch):
+  """Comparing the engines compiles every sweep twice; tests/training/test_sweep.py tests that it is done."""
+  monkeypatch.setattr(sys.modules["jaxreg.training.sweep"], "_measure_engines", lambda *_: "map", raising=False)
