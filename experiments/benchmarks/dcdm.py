@@ -48,10 +48,11 @@ def measure(options: Options):
 def _train(config):
   """What proposes directions on grids `[*grid]`, and the seconds of its training."""
   began = time.perf_counter()
-  task = dcdm.build(config).replace(evaluate_params=None)
+  cell = dcdm.cell(config)
+  task = cell.task.replace(evaluate=None)
   with tempfile.TemporaryDirectory() as folder:
-    params = fit(task, folder=folder, progress=False, **dcdm.run_options(config)).state.params
-  return lambda residual: task.predict(params, {}, residual[None])[0], time.perf_counter() - began
+    state = fit(task, folder=folder, progress=False, steps=cell.steps, log_every=cell.log_every).state
+  return lambda residual: task.predict(state, residual[None])[0], time.perf_counter() - began
 
 
 def round_obstacle(grid: tuple[int, ...]) -> np.ndarray:
