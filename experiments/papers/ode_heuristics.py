@@ -1,8 +1,8 @@
 """Solver heuristics: a neural ODE that a solver's own error estimates make cheap to solve.
 
 Classifiers of digits and of MNIST with several regularizers: evaluations of the vector field, loss, accuracy and times;
-and spirals by a neural ODE and a neural SDE. The card's larger settings are all of MNIST (batch 512, 75 epochs, tolerance 1.4e-8 in float64) and the latent ODE of
-PhysioNet.
+and spirals by a neural ODE and a neural SDE. The card's larger settings are all of MNIST (batch 512, 75 epochs,
+tolerance 1.4e-8 in float64) and the latent ODE of PhysioNet.
 """
 
 import dataclasses
