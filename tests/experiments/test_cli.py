@@ -12,7 +12,6 @@ import types
 import pytest
 
 import jaxreg.training
-
 from experiments import __main__ as cli
 from experiments.harness import commands, options, records, tables
 from jaxreg.training import checkpoint
