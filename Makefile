@@ -14,7 +14,7 @@ demo: $(VENV)/experiments
 test: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 25
 
 bench: $(VENV)/experiments
 	$(BIN)/python -m experiments bench
