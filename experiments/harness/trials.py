@@ -143,7 +143,9 @@ class Interrupted(Exception):
     self.signal = int(result.interrupted)
 
 
-def run_cells(recipe, config, seeds: Sequence[int], folder: pathlib.Path | None = None, *, progress=True) -> Trials:
+def run_cells(
+  recipe, config, seeds: Sequence[int], folder: pathlib.Path | None = None, *, key: str = "", progress: bool = True
+) -> Trials:
   """Trains a recipe's cells one after another and calls its `measure`; returns the table.
 
   Args:
@@ -151,6 +153,7 @@ def run_cells(recipe, config, seeds: Sequence[int], folder: pathlib.Path | None 
     config: the recipe's configuration.
     seeds: the run's seeds.
     folder: where finished parts are kept, to be taken up again; None keeps nothing.
+    key: what the measurements in the folder depend on, as a word; those of another key are made again.
     progress: whether to show progress bars.
 
   Raises:
@@ -167,7 +170,8 @@ def run_cells(recipe, config, seeds: Sequence[int], folder: pathlib.Path | None 
     if cell.keep_params:
       trained[name] = result
   if hasattr(recipe, "measure"):
-    trials = dataclasses.replace(trials, measured=_measured(recipe, config, list(seeds), trained, folder))
+    path = None if folder is None else pathlib.Path(folder) / f"measured-{key}.npz"
+    trials = dataclasses.replace(trials, measured=_measured(recipe, config, list(seeds), trained, path))
   return trials
 
 
@@ -234,9 +238,8 @@ def _table(result: SweepResult) -> CellTrials:
   )
 
 
-def _measured(recipe, config, seeds, trained, folder) -> dict[str, np.ndarray]:
-  """What `measure` returns, from the folder if it was finished there with these seeds."""
-  path = None if folder is None else pathlib.Path(folder) / "measured.npz"
+def _measured(recipe, config, seeds, trained, path) -> dict[str, np.ndarray]:
+  """What `measure` returns, from the file if it was finished there with these seeds."""
   if path is not None and path.exists():
     found = Trials.load(path)
     if found.seeds.tolist() == seeds:

@@ -9,6 +9,7 @@ import pytest
 def in_temporary_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # this process has its devices already
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # and its cache
 
 
 @pytest.fixture(autouse=True)
