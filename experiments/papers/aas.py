@@ -1,12 +1,11 @@
 """Adversarial adaptive sampling: a flow chooses the collocation points of a physics-informed network.
 
-The card's larger settings, not run here: one and two peaks of sharpness 1,000 with a flow of 32 bins, and the nonlinear
-problem in ten dimensions at sharpness 10 with a network of 6 × 64, batches of 1,000 and more, and 30,000 steps and
-more.
+One equation with every sampler that the adversary is compared with, and two others with fewer. The card's larger
+settings, not run here: one and two peaks of sharpness 1,000 with a flow of 32 bins, and the nonlinear problem in ten
+dimensions at sharpness 10 with a network of 6 × 64, batches of 1,000 and more, and 30,000 steps and more.
 """
 
 import dataclasses
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,14 @@ import numpy as np
 import optax
 from scipy import stats
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.models import MLP
 from jaxreg.models.krnet import KRnet
 from jaxreg.solvers import adaptive_sampling as sampling
 from jaxreg.solvers import peak_equations
-from jaxreg.training import Task, sweep
-from jaxreg.training.task import step_key
+from jaxreg.training import Task, TrainState
 
 CARD = "36-aas"
 EQUATIONS = {
@@ -36,6 +36,20 @@ SAMPLERS = {
   "das": "cross-entropy, in stages",
 }
 BASELINES = ("fixed", "fresh", "refined")
+
+
+@dataclasses.dataclass(frozen=True)
+class Smaller:
+  """A smaller comparison of some samplers on another equation; for the fields see `Config`."""
+
+  equation: str
+  sharpness: float = 200.0
+  steps: int = 4000
+  grid: int = 129
+  samplers: tuple[str, ...] = ("aas", "das", "fresh", "refined")
+
+
+TWO_PEAKS, TEN_DIMENSIONS = Smaller("two_peaks", sharpness=100.0), Smaller("nonlinear", sharpness=1.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +75,8 @@ class Config:
     steps: of the run, an eighth of which lies between evaluations.
     grid: points per axis of the grid on which everything is measured; in ten dimensions its square is the number of
       random points.
+    compared: the samplers that `cells` compares.
+    smaller: further comparisons there.
   """
 
   equation: str = "peak"
@@ -77,6 +93,8 @@ class Config:
   fit_steps: int = 500
   steps: int = 8000
   grid: int = 257
+  compared: tuple[str, ...] = tuple(SAMPLERS)
+  smaller: tuple[Smaller, ...] = (TWO_PEAKS, TEN_DIMENSIONS)
 
   def __post_init__(self):
     for name, known in (("equation", EQUATIONS), ("sampler", SAMPLERS)):
@@ -95,18 +113,25 @@ class Config:
     return 10 if self.equation == "nonlinear" else 2
 
 
+def other(config: Config, smaller: Smaller) -> Config:
+  """The configuration of a smaller comparison."""
+  equation = {name: getattr(smaller, name) for name in ("equation", "sharpness", "steps", "grid")}
+  return dataclasses.replace(config, **equation, compared=smaller.samplers, smaller=())
+
+
 PRESETS = {
   "smoke": Config(
     hidden=(8,), depth=2, width=4, bins=2, points=32, candidates=8, stages=2, stage_batches=2, fit_steps=4, steps=16,
-    grid=9,
+    grid=9, compared=("aas", *BASELINES),
+    smaller=(Smaller("nonlinear", steps=16, grid=9, samplers=("das", "fresh")),),
   ),
   "cpu": Config(),
-  "two_peaks": Config(equation="two_peaks", sharpness=100.0, steps=4000, grid=129),
-  "ten_dimensions": Config(equation="nonlinear", sharpness=1.5, steps=4000, grid=129),
+  "two_peaks": other(Config(), TWO_PEAKS),
+  "ten_dimensions": other(Config(), TEN_DIMENSIONS),
 }  # fmt: skip
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """A run with one sampler; if that has no flow, `baseline`, an index into `BASELINES`, may vary within a sweep."""
   equation, model = _equation(config), MLP((*config.hidden, 1), activation=jnp.tanh)
   dimension, volume = config.dimension, 2.0**config.dimension
@@ -121,8 +146,10 @@ def build(config: Config) -> Task:
   elif config.sampler == "aas":
     hparams["smoothness"] = 0.05 * volume  # densities, and with them the penalty, have the unit of one over the volume
 
-  def predict(params, extra, inputs):
-    del extra
+  def optimizer(hparams):
+    return optax.adam(hparams["learning_rate"])
+
+  def solution(params, inputs):
     values = model.apply({"params": params}, inputs)[:, 0]
     return jnp.prod(1 - inputs**2, axis=-1) * values if vanishing else values
 
@@ -139,19 +166,20 @@ def build(config: Config) -> Task:
     return sampling.aas_pinn_loss(
       residuals(params),
       points,
-      boundary_residual=lambda x: predict(params, {}, x) - jax.vmap(equation.solution)(x),
+      boundary_residual=lambda x: solution(params, x) - jax.vmap(equation.solution)(x),
       boundary_points=_border(key, config.points, dimension),
       boundary_weight=hparams["boundary_weight"],
     )
 
-  def init_params(key, hparams):
-    keys = jax.random.split(key, 3)
+  def init(key, hparams):
+    keys = jax.random.split(jax.random.fold_in(key, 0), 3)
     extra = {"points": _uniform(keys[1], config.points, dimension)}
     if config.sampler not in BASELINES:
       extra = _uniform_flow(keys[2], flow, config, hparams["learning_rate"])
     if config.sampler == "das":
       extra["points"] = _flow_points(keys[1], flow, extra, config.stage_batches * config.points)
-    return model.init(keys[0], jnp.zeros((1, dimension)))["params"], extra
+    params = model.init(keys[0], jnp.zeros((1, dimension)))["params"]
+    return TrainState.create(key, params, extra, optimizer(hparams).init(params))
 
   def draw(state, key, hparams):
     """The points of a step, and those to keep."""
@@ -173,48 +201,47 @@ def build(config: Config) -> Task:
     extra = jax.lax.fori_loop(0, change.astype(jnp.int32), renew, state.extra)
     return _batch(extra["points"], state.step, config), extra
 
-  def step(task, state, batch, hparams):
+  def step(state, batch, hparams):
     del batch
     rate = hparams["learning_rate"] * 0.5 ** (4 * state.step // config.steps)
-    hparams, key = {**hparams, "learning_rate": rate}, step_key(state)
+    hparams, key = {**hparams, "learning_rate": rate}, state.step_key()
     if config.sampler == "aas":
       points, extra = _flow_points(key, flow, state.extra, config.points), state.extra
     else:
       points, extra = (staged if config.sampler == "das" else draw)(state, key, hparams)
     value, gradient = jax.value_and_grad(loss)(state.params, points, jax.random.fold_in(key, 1), hparams)
-    updates, opt_state = task.optimizer(hparams).update(gradient, state.opt_state)
+    updates, opt_state = optimizer(hparams).update(gradient, state.opt_state)
     params = optax.apply_updates(state.params, updates)
     if config.sampler == "aas":
       extra = _adversarial_step(flow, extra, points, residuals(params)(points) ** 2, volume, hparams)
-    return state._replace(params=params, opt_state=opt_state, extra=extra), {"loss": value}
+    return state.advance(params=params, opt_state=opt_state, extra=extra), {"loss": value}
 
-  def evaluate(params, extra, hparams):
+  def evaluate(state, hparams):
     del hparams
     # Behind a barrier, or XLA computes with them while it compiles.
     points, weights = jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, _evaluation_points(config)))
     mean = lambda values: jnp.average(values, weights=weights)
-    squared, exact = residuals(params)(points) ** 2, jax.vmap(equation.solution)(points)
+    squared, exact = residuals(state.params)(points) ** 2, jax.vmap(equation.solution)(points)
     density = jnp.full(len(points), 1 / volume)
     if config.sampler not in BASELINES:
-      density = jnp.exp(flow.apply(_variables(extra), points))
+      density = jnp.exp(flow.apply(_variables(state.extra), points))
     return {
       "mean": mean(squared),
       "variance": mean((squared - mean(squared)) ** 2),
-      "error": jnp.sqrt(mean((predict(params, extra, points) - exact) ** 2) / mean(exact**2)),
+      "error": jnp.sqrt(mean((solution(state.params, points) - exact) ** 2) / mean(exact**2)),
       "lowest_density": jnp.min(density),
       "highest_density": jnp.max(density),
     }
 
   return Task(
-    init_params=init_params,
-    objective=None,
-    optimizer=lambda hparams: optax.adam(hparams["learning_rate"]),
+    init,
+    step,
     data={"x": _evaluation_points(dataclasses.replace(config, grid=9))[0]},  # the runs draw their points themselves
     batch_size=None,
     hparams=hparams,
-    evaluate_params=evaluate,
-    predict=predict,
-    custom_step=step,
+    evaluate=evaluate,
+    predict=lambda state, inputs: solution(state.params, inputs),
+    config=config,
   )
 
 
@@ -335,134 +362,130 @@ def _evaluation_points(config):
   return points.astype(np.float32), (2.0**-config.dimension / density).astype(np.float32)
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Smoothness of the adversary; learning rates in stages; or all baselines."""
+def cell(config: Config) -> Cell:
+  """One run; the smoothness of the adversary, learning rates in stages, or all baselines vary."""
+  points = {"baseline": np.arange(len(BASELINES))}
   if config.sampler == "das":
-    return {"learning_rate": np.array([1e-3, 2e-3])}
-  if config.sampler == "aas":
-    return {"smoothness": 2.0**config.dimension * np.array([0.0125, 0.025, 0.05, 0.125])}
-  return {"baseline": np.arange(len(BASELINES))}
+    points = {"learning_rate": np.array([1e-3, 2e-3])}
+  elif config.sampler == "aas":
+    points = {"smoothness": 2.0**config.dimension * np.array([0.0125, 0.025, 0.05, 0.125])}
+  return Cell(task(config), config.steps, points, eval_every=config.steps // 8)
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  return {"steps": config.steps, "log_every": config.steps // 8, "eval_every": config.steps // 8}
-
-
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Mean and variance of squared residuals, and relative error, of every sampler, `[seeds, evaluations]`.
-
-  Those of the smaller comparisons have the equation's key before their names.
-  """
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Every sampler with a flow, and all others as one cell, for all equations."""
+  del seeds
   if config.equation != "peak":
     raise ValueError(
       f"the claims are about one peak, so equation must be peak, got {config.equation!r}; run it instead."
     )
-  measured = {}
-  for compared, samplers in _comparisons(config):
-    prefix = "" if compared is config else f"{compared.equation} "
-    measured |= {f"{prefix}{name}": value for name, value in _compare(compared, seeds, samplers).items()}
-  return measured
+  found = {}
+  for prefix, compared in _comparisons(config).items():
+    of = lambda sampler, compared=compared: cell(dataclasses.replace(compared, sampler=sampler))
+    found |= {prefix + name: of(name)._replace(points={}) for name in compared.compared if name not in BASELINES}
+    baselines = {"baseline": [BASELINES.index(name) for name in _baselines(compared)]}
+    found[f"{prefix}baselines"] = of("fresh")._replace(points=baselines)
+  return found
 
 
-def _comparisons(config):
-  """Configurations and the samplers compared; short runs, whose time goes into compiling, have few programs."""
-  if config.steps < PRESETS["cpu"].steps:
-    return [(config, ("aas", *BASELINES)), (dataclasses.replace(config, equation="nonlinear"), ("das", "fresh"))]
-  others = [(PRESETS[name], ("aas", "das", "fresh", "refined")) for name in ("two_peaks", "ten_dimensions")]
-  return [(config, tuple(SAMPLERS)), *others]
+def _comparisons(config: Config) -> dict[str, Config]:
+  """Configurations by what stands before the names of their samplers."""
+  return {"": config} | {f"{smaller.equation} ": other(config, smaller) for smaller in config.smaller}
 
 
-def _compare(config, seeds, samplers):
-  options = {"seeds": seeds, "steps": config.steps, "eval_every": config.steps // 8}
-
-  def run(sampler, at):
-    task = build(dataclasses.replace(config, sampler=sampler))
-    return sweep(task, at, label=f"{config.equation} {sampler}", **options)
-
-  flows, baselines = ([name for name in samplers if (name in BASELINES) == plain] for plain in (False, True))
-  results = {name: (run(name, {}), 0) for name in flows}
-  others = run("fresh", {"baseline": [BASELINES.index(name) for name in baselines]})
-  results |= {name: (others, index) for index, name in enumerate(baselines)}
-  measured = {}
-  for sampler, (result, index) in results.items():
-    measured |= {f"{sampler} {name}": result.by_point(name)[index] for name in ("mean", "variance", "error")}
-  for sampler in flows:
-    for end in ("lowest", "highest"):
-      measured[f"{sampler} {end} density"] = results[sampler][0].by_point(f"{end}_density")[0]
-  return measured
+def _baselines(config: Config) -> list[str]:
+  return [name for name in config.compared if name in BASELINES]
 
 
-def _ratio(name, other, evaluation=-1):
-  return lambda m: m[f"aas {name}"][:, evaluation] / m[f"{other} {name}"][:, evaluation]
+def summary(config: Config, trials) -> dict[str, np.ndarray]:
+  """Mean and variance of squared residuals, and relative error, of every sampler, `[seeds, evaluations]`.
+
+  Those of the smaller comparisons have the equation's key before their names.
+  """
+  summed = {}
+  for prefix, compared in _comparisons(config).items():
+    for sampler in compared.compared:
+      plain = sampler in BASELINES
+      metrics = trials[prefix + ("baselines" if plain else sampler)].metrics
+      index = _baselines(compared).index(sampler) if plain else 0
+      names = {name: name for name in ("mean", "variance", "error")}
+      if not plain:
+        names |= {f"{end} density": f"{end}_density" for end in ("lowest", "highest")}
+      summed |= {f"{prefix}{sampler} {label}": metrics[name][index] for label, name in names.items()}
+  return summed
 
 
-CLAIMS = (
-  Claim(
-    "variance_fresh",
-    "points that an adversary chooses flatten the residual: its variance is lower than with uniform points",
-    "variance of the squared residual on a 257 × 257 grid, relative to that with new uniform points at every step",
-    _ratio("variance", "fresh"),
-    at_most=0.5,
-  ),
-  Claim(
-    "variance_fixed",
-    "and far lower than with a fixed set of points",
-    "the same, relative to 512 uniform points that stay",
-    _ratio("variance", "fixed"),
-    at_most=1e-3,
-  ),
-  Claim(
-    "error_fixed",
-    "so that the solution is more accurate than with a fixed set",
-    "relative L2 error, relative to that with 512 uniform points that stay",
-    _ratio("error", "fixed"),
-    at_most=0.2,
-  ),
-  Claim(
-    "early",
-    "the adversary finds the peak earlier than uniform points",
-    "mean squared residual after 3,000 of 8,000 steps, relative to that with new uniform points",
-    _ratio("mean", "fresh", 2),
-    at_most=0.5,
-  ),
-)
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On variance, error and speed for one peak."""
+  setting = f"one peak of sharpness {config.sharpness:g}, {config.points} points a step, {config.steps:,} steps"
+  place = f"on a {config.grid} × {config.grid} grid"
+
+  def ratio(name, baseline, evaluation=-1):
+    return lambda s: s[f"aas {name}"][:, evaluation] / s[f"{baseline} {name}"][:, evaluation]
+
+  return (
+    Claim(
+      "variance_fresh",
+      "Points that an adversary chooses flatten the residual: its variance is lower than with new uniform points",
+      f"variance of the squared residual {place}, relative to that with new uniform points at every step; {setting}",
+      ratio("variance", "fresh"),
+      at_most=0.5,
+    ),
+    Claim(
+      "variance_fixed",
+      "Points that an adversary chooses flatten the residual far more than a fixed set of uniform points does",
+      f"variance of the squared residual {place}, relative to that with {config.points} uniform points that stay;"
+      f" {setting}",
+      ratio("variance", "fixed"),
+      at_most=1e-3,
+    ),
+    Claim(
+      "error_fixed",
+      "The solution is more accurate with points that an adversary chooses than with a fixed set of uniform points",
+      f"relative L2 error {place}, relative to that with {config.points} uniform points that stay; {setting}",
+      ratio("error", "fixed"),
+      at_most=0.2,
+    ),
+    Claim(
+      "early",
+      "An adversary finds the peak earlier than uniform points do",
+      f"mean squared residual {place} after {3 * config.steps // 8:,} steps, relative to that with new uniform points"
+      f" at every step; {setting}",
+      ratio("mean", "fresh", 2),
+      at_most=0.5,
+    ),
+  )
+
+
 NOTES = (
   "Reported, not gated: the relative error against new uniform points at every step, which in the end are 512 times the"
   " number of steps; at this scale the paper's advantage in accuracy over them is not expected (a small smoothness"
   " flattens the residual at the expense of the smooth part). Residual-based refinement and deep adaptive sampling are"
   " in the figure.",
+  "The last four panels are smaller comparisons, reported, not gated. Two peaks: sharpness 100, 4,000 steps. Ten"
+  " dimensions: sharpness 1.5, 4,000 steps, boundary values by a penalty of weight 100, as the peak does not vanish on"
+  " the border; measured on 16,641 fixed random points, half uniform and half around the peak, with importance"
+  " weights.",
+)
+DEVIATIONS = (
   "Deep adaptive sampling is the variant that replaces its points: eight stages, each with 4,096 points in batches of"
   " 512 where the authors have one batch; between stages the flow takes as many steps on the cross-entropy, with"
   " importance weights, as the network takes in a stage.",
-  "The second row is a smaller comparison, reported, not gated. Two peaks: sharpness 100, 4,000 steps. Ten dimensions:"
-  " sharpness 1.5, 4,000 steps, boundary values by a penalty of weight 100, as the peak does not vanish on the border;"
-  " measured on 16,641 fixed random points, half uniform and half around the peak, with importance weights.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
-  """Residuals and relative error along the runs, for every sampler; below, those of the two other equations."""
-  import matplotlib.pyplot as plt
-
-  picture = plt.figure(figsize=(13, 7.5), layout="constrained")
-  axes = picture.subplot_mosaic("AAAABBBBCCCC\nDDDEEEFFFGGG")
+def figure(config: Config, summary, path) -> None:
+  """Residuals and relative error along the runs, for every sampler; then those of the other equations."""
   labels = {"mean": "mean squared residual", "variance": "variance of squared residual", "error": "relative L2 error"}
-  panels = [("", name, f"one peak: {label}") for name, label in labels.items()]
-  for equation, title in (("two_peaks ", "two peaks"), ("nonlinear ", "ten dimensions")):
-    panels += [(equation, name, f"{title}: {labels[name]}") for name in ("variance", "error")]
-  for axis, (equation, name, title) in zip(axes.values(), panels):
-    for color, (sampler, label) in enumerate(SAMPLERS.items()):
-      if f"{equation}{sampler} {name}" not in measurements:
-        continue
-      values = measurements[f"{equation}{sampler} {name}"]
-      share = np.arange(1, values.shape[1] + 1) / values.shape[1]
-      axis.plot(share, values.T, color=f"C{color}", alpha=0.3, linewidth=0.8)
-      axis.plot(share, np.exp(np.log(values).mean(0)), ".-", color=f"C{color}", label=label)
-    axis.set(xlabel="share of the run", yscale="log")
-    axis.set_title(title, fontsize=9)
-    axis.grid(alpha=0.3)
-  axes["A"].legend(frameon=False, fontsize=8)
-  picture.suptitle("512 points a step; thin lines: seeds, thick: geometric mean", fontsize=10)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  shown = [("", name) for name in labels]
+  shown += [(f"{smaller.equation} ", name) for smaller in config.smaller for name in ("variance", "error")]
+  picture, axes = plots.panels(len(shown))
+  comparisons, along = _comparisons(config), np.arange(1, 9) / 8
+  for axis, (prefix, name) in zip(axes, shown):
+    for sampler in comparisons[prefix].compared:
+      color = f"C{list(SAMPLERS).index(sampler)}"
+      plots.curves(axis, along, {SAMPLERS[sampler]: summary[f"{prefix}{sampler} {name}"]}, marker=".", color=color)
+    axis.set(xlabel="fraction of the run", yscale="log", ylabel=labels[name])
+    axis.set_title(EQUATIONS[comparisons[prefix].equation], fontsize=9)
+  axes[0].legend(frameon=False, fontsize=8)
+  plots.save(picture, path)

@@ -1,26 +1,29 @@
 """Adversarial MDPs: regret of order sqrt(K) by a log-barrier, or by an estimate that is never very negative.
 
-The card's larger setting has 5 layers, 100 states, 20 actions, 20 features, 2^17 episodes and 256 seeds.
+Regrets on a stress instance, on contextual bandits whose losses switch, and on random linear MDPs; `run` learns one of
+these. The card's larger setting has 5 layers, 100 states, 20 actions, 20 features, 2^17 episodes and 256 seeds.
 """
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.solvers import adversarial_mdp as mdps
 from jaxreg.solvers.follow_the_regularized_leader import ftrl_entropy, ftrl_log_barrier
 from jaxreg.solvers.linear_q_estimation import linear_q_estimate, magnitude_reduced_q_estimate
-from jaxreg.training import Task, grid
-from jaxreg.training.task import step_key
+from jaxreg.training import Task, TrainState, grid
 
 CARD = "18-adversarial_mdp"
 LEADERS = {"entropy": ftrl_entropy, "log_barrier": ftrl_log_barrier}
+BONUS = 0.002
+EARLY = 16  # the first episodes of an MDP are one in so many of all
+METHODS = ("reduced", "standard", "old tuning", "log-barrier")  # on the stress instance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Config:
     size: of the features.
     episodes: of the MDP.
     runs: MDPs drawn for each seed of `measure`.
-    stress_episodes: numbers of episodes on the stress instance, over which growth is estimated.
+    stress_episodes: ascending numbers of episodes on the stress instance, over which growth is estimated.
     stress_runs: repetitions on the stress instance for each seed.
     bandit_episodes: of the contextual bandit.
     bandit_runs: bandits drawn for each seed.
@@ -96,7 +99,7 @@ def process_and_losses(features, measures, theta) -> tuple[mdps.LinearMDP, jax.A
   return mdps.linear_mdp(features, measures, start), jnp.einsum("hsad,khd->khsa", features, theta)
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """One episode a step, of losses drawn beforehand; hyperparameters are those of `optimize_policy`."""
   parts = [np.asarray(part, np.float32) for part in random_process(config, 0)]
   mdp, losses = jax.device_get(jax.jit(process_and_losses)(*parts))
@@ -109,65 +112,49 @@ def build(config: Config) -> Task:
   def value(policy, losses):
     return mdps.policy_values(mdp, losses, policy)[1][0] @ mdp.start
 
-  def custom_step(task, state, batch, hparams):
-    del task
+  def init(key, hparams):
+    cumulative = jnp.zeros(losses.shape[1:])
+    return TrainState.create(key, {"cumulative": cumulative, "policy": leader(hparams)(cumulative)})
+
+  def step(state, batch, hparams):
     cumulative, episodes = mdps.optimize_policy(
-      jax.tree.map(jnp.asarray, mdp), batch["x"], step_key(state), leader=leader(hparams), estimate=estimate,
+      jax.tree.map(jnp.asarray, mdp), batch["x"], state.step_key(), leader=leader(hparams), estimate=estimate,
       ridge=hparams["ridge"], bonus_scale=hparams["bonus_scale"], cumulative=state.params["cumulative"],
     )  # fmt: skip
     # What the leader makes of the losses is what prediction needs.
     params = {"cumulative": cumulative, "policy": leader(hparams)(cumulative)}
-    return state._replace(params=params), {"loss": episodes.value.mean()}
+    return state.advance(params=params), {"loss": episodes.value.mean()}
 
-  def init_params(key, hparams):
-    del key
-    cumulative = jnp.zeros(losses.shape[1:])
-    return {"cumulative": cumulative, "policy": leader(hparams)(cumulative)}, {}
-
-  def predict(params, extra, inputs):
-    del extra
-    return jax.vmap(lambda losses: value(params["policy"], losses))(inputs)
-
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
-    return predict(params, extra, batch["x"]).mean(), (extra, {})
-
-  def evaluate(params, extra, hparams):
-    del extra, hparams
+  def evaluate(state, hparams):
+    del hparams
     best = mdps.best_policy_in_hindsight(mdp, jnp.asarray(total))[1]
-    return {"regret_per_episode": value(params["policy"], jnp.asarray(total)) - best}
+    return {"regret_per_episode": value(state.params["policy"], jnp.asarray(total)) - best}
 
   return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=lambda hparams: optax.identity(),
+    init,
+    step,
     data={"x": losses},
     batch_size=1,
     hparams={**tuned(config.actions, config.size, config.episodes), "bonus_scale": 0.0},
-    evaluate_params=evaluate,
-    predict=predict,
-    custom_step=custom_step,
+    evaluate=evaluate,
+    predict=lambda state, inputs: jax.vmap(functools.partial(value, state.params["policy"]))(inputs),
+    config=config,
   )
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Learning rates around the tuned one × bonuses."""
+def cell(config: Config) -> Cell:
+  """One run; learning rates around the tuned one × bonuses vary."""
   rate = tuned(config.actions, config.size, config.episodes)["learning_rate"]
-  return grid(learning_rate=[rate / 4, rate, 4 * rate], bonus_scale=[0.0, 0.002])
+  at = grid(learning_rate=[rate / 4, rate, 4 * rate], bonus_scale=[0.0, BONUS])
+  return Cell(task(config), config.episodes, at, eval_every=config.episodes // 4)
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  every = config.episodes // 4
-  return {"steps": config.episodes, "log_every": every, "eval_every": every}
-
-
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
   """Regrets of the three comparisons, `[seeds, repetitions]`."""
+  del trained
   with jax.enable_x64(True):
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
-    measured = _stress(config, keys) | _bandits(config, keys) | _processes(config, keys, seeds)
-  return {name: np.asarray(value) for name, value in measured.items()}
+    return _stress(config, keys) | _bandits(config, keys) | _processes(config, keys, seeds)
 
 
 def _seeds_in_turn(function, inputs, options: dict):
@@ -249,7 +236,7 @@ def _bandits(config: Config, keys) -> dict[str, np.ndarray]:
 
 def _processes(config: Config, keys, seeds) -> dict[str, np.ndarray]:
   """Random linear MDPs: regrets of the whole run and of its first sixteenth, and of the uniform policy."""
-  count, first = config.episodes, config.episodes // 16
+  count, first = config.episodes, config.episodes // EARLY
   reduced = functools.partial(magnitude_reduced_q_estimate, high=float(config.layers))
 
   def learn(estimate):
@@ -268,7 +255,7 @@ def _processes(config: Config, keys, seeds) -> dict[str, np.ndarray]:
   keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, 2), config.runs))(keys)
   drawn = [[random_process(config, 1000 * seed + run) for run in range(config.runs)] for seed in seeds]
   inputs = keys, tuple(np.array([[parts[i] for parts in row] for row in drawn]) for i in range(3))
-  bonuses = _stacked([{**new, "bonus_scale": 0.0}, {**new, "bonus_scale": 0.002}])
+  bonuses = _stacked([{**new, "bonus_scale": 0.0}, {**new, "bonus_scale": BONUS}])
   whole, start, uniform = _seeds_in_turn(learn(reduced), inputs, bonuses)
   before = _seeds_in_turn(learn(standard), inputs, _stacked([old]))[0]
   return {
@@ -292,123 +279,135 @@ def _sign(key, mean):
   return jnp.where(jax.random.uniform(key) < (1 + mean) / 2, 1.0, -1.0)
 
 
-def growth(measurements, name: str) -> np.ndarray:
+def growth(config: Config, summary, name: str) -> np.ndarray:
   """Exponents of the growth of the mean regret with the number of episodes on the stress instance, `[seeds]`."""
-  counts = _counts(measurements)
-  means = np.stack([measurements[f"stress {name} {count}"].mean(1) for count in counts])
+  counts = config.stress_episodes
+  means = np.stack([summary[f"stress {name} {count}"].mean(1) for count in counts])
   return np.polyfit(np.log(counts), np.log(np.maximum(means, 1e-9)), 1)[0]
-
-
-def _counts(measurements) -> list[int]:
-  prefix = "stress reduced "
-  return sorted(int(n.removeprefix(prefix)) for n in measurements if n.startswith(prefix) and not n.endswith("least"))
-
-
-def _last(m, name: str) -> np.ndarray:
-  return m[f"stress {name} {_counts(m)[-1]}"]
 
 
 def _tail(values) -> np.ndarray:
   return np.quantile(values, 0.95, axis=1)
 
 
-_STRESS = "stress instance, 100 repetitions for each seed, 16,384 episodes"
-CLAIMS = (
-  Claim(
-    "tail",
-    "with a tiny ridge, exponential weights of standard estimates are sometimes far off, of magnitude-reduced ones not",
-    f"95th percentile of the regret, standard over magnitude-reduced, {_STRESS}",
-    lambda m: _tail(_last(m, "standard")) / _tail(_last(m, "reduced")),
-    at_least=1.8,
-  ),
-  Claim(
-    "spread",
-    "their regret varies much less",
-    f"standard deviation of the regret, standard over magnitude-reduced, {_STRESS}",
-    lambda m: _last(m, "standard").std(1) / _last(m, "reduced").std(1),
-    at_least=3.0,
-  ),
-  Claim(
-    "growth_above",
-    "the regret of magnitude-reduced estimates grows like the square root of the number of episodes",
-    "exponent fitted to mean regrets at 1,024, 4,096 and 16,384 episodes of the stress instance",
-    lambda m: growth(m, "reduced"),
-    at_least=0.4,
-  ),
-  Claim("growth_below", "and not faster", "the same", lambda m: growth(m, "reduced"), at_most=0.7),
-  Claim(
-    "old_tuning",
-    "the tuning for K^(2/3), which standard estimates needed, costs a multiple",
-    f"mean regret of standard estimates so tuned over magnitude-reduced ones, {_STRESS}",
-    lambda m: _last(m, "old tuning").mean(1) / _last(m, "reduced").mean(1),
-    at_least=2.5,
-  ),
-  Claim(
-    "bandit",
-    "also on a benign contextual bandit whose losses switch",
-    "mean regret of magnitude-reduced estimates over standard ones tuned for K^(2/3), 40 bandits for each seed, 8,192"
-    " episodes",
-    lambda m: m["bandit reduced"].mean(1) / m["bandit old tuning"].mean(1),
-    at_most=0.75,
-  ),
-  Claim(
-    "mdp",
-    "it learns an MDP of three layers",
-    "mean regret over the uniform policy's, 20 linear MDPs for each seed, 4,096 episodes, the larger of bonus 0 and"
-    " 0.002",
-    lambda m: np.maximum(m["mdp reduced"].mean(1), m["mdp reduced with bonus"].mean(1)) / m["mdp uniform"].mean(1),
-    at_most=0.65,
-  ),
-  Claim(
-    "mdp_sublinear",
-    "with a regret per episode that falls",
-    "mean regret per episode of 4,096 episodes over that of the first 256",
-    lambda m: m["mdp reduced"].mean(1) / m["mdp reduced first"].mean(1) / 16,
-    at_most=0.7,
-  ),
-  Claim(
-    "mdp_old_tuning",
-    "and less than the old tuning's",
-    "mean regret of standard estimates tuned for K^(2/3) over magnitude-reduced ones",
-    lambda m: m["mdp old tuning"].mean(1) / m["mdp reduced"].mean(1),
-    at_least=1.4,
-  ),
-)
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On the stress instance, on bandits and on MDPs."""
+  *earlier, most = config.stress_episodes
+  counts = f"{', '.join(f'{count:,}' for count in earlier)} and {most:,}"
+  stress = f"stress instance, {config.stress_runs} repetitions for each seed, {most:,} episodes"
+  mdp = f"{config.runs} linear MDPs of {config.layers} layers for each seed"
+  last = lambda s, name: s[f"stress {name} {most}"]
+  means = lambda one, other: lambda s: s[one].mean(1) / s[other].mean(1)
+  exponent = (
+    f"exponent fitted to mean regrets of magnitude-reduced estimates at {counts} episodes of the stress instance"
+  )
+  return (
+    Claim(
+      "tail",
+      "With a tiny ridge, exponential weights are sometimes far off with standard estimates, but not with"
+      " magnitude-reduced ones",
+      f"95th percentile of the regret, standard over magnitude-reduced; {stress}",
+      lambda s: _tail(last(s, "standard")) / _tail(last(s, "reduced")),
+      at_least=1.8,
+    ),
+    Claim(
+      "spread",
+      "With a tiny ridge, the regret of exponential weights varies much less with magnitude-reduced than with standard"
+      " estimates",
+      f"standard deviation of the regret, standard over magnitude-reduced; {stress}",
+      lambda s: last(s, "standard").std(1) / last(s, "reduced").std(1),
+      at_least=3.0,
+    ),
+    Claim(
+      "growth_above",
+      "The regret of magnitude-reduced estimates grows hardly slower than the square root of the number of episodes",
+      exponent,
+      lambda s: growth(config, s, "reduced"),
+      at_least=0.4,
+    ),
+    Claim(
+      "growth_below",
+      "The regret of magnitude-reduced estimates grows hardly faster than the square root of the number of episodes",
+      exponent,
+      lambda s: growth(config, s, "reduced"),
+      at_most=0.7,
+    ),
+    Claim(
+      "old_tuning",
+      "The tuning for regret K^(2/3), which standard estimates needed, costs a multiple of magnitude-reduced estimates'"
+      " regret",
+      f"mean regret of standard estimates so tuned over that of magnitude-reduced ones; {stress}",
+      means(f"stress old tuning {most}", f"stress reduced {most}"),
+      at_least=2.5,
+    ),
+    Claim(
+      "bandit",
+      "Magnitude-reduced estimates have less regret than the tuning for K^(2/3) on a benign contextual bandit whose"
+      " losses switch",
+      "mean regret of magnitude-reduced estimates over that of standard ones tuned for K^(2/3);"
+      f" {config.bandit_runs} bandits for each seed, {config.bandit_episodes:,} episodes",
+      means("bandit reduced", "bandit old tuning"),
+      at_most=0.75,
+    ),
+    Claim(
+      "mdp",
+      f"Exponential weights of magnitude-reduced estimates learn an MDP of {config.layers} layers",
+      f"mean regret over the uniform policy's, the larger of bonus 0 and {BONUS:g}; {mdp}, {config.episodes:,}"
+      " episodes",
+      lambda s: np.maximum(s["mdp reduced"].mean(1), s["mdp reduced with bonus"].mean(1)) / s["mdp uniform"].mean(1),
+      at_most=0.65,
+    ),
+    Claim(
+      "mdp_sublinear",
+      "The regret per episode of magnitude-reduced estimates falls in an MDP",
+      f"mean regret per episode of {config.episodes:,} episodes over that of the first {config.episodes // EARLY:,};"
+      f" {mdp}",
+      lambda s: s["mdp reduced"].mean(1) / s["mdp reduced first"].mean(1) / EARLY,
+      at_most=0.7,
+    ),
+    Claim(
+      "mdp_old_tuning",
+      "Magnitude-reduced estimates have less regret in an MDP than standard ones tuned for K^(2/3)",
+      "mean regret of standard estimates tuned for K^(2/3) over that of magnitude-reduced ones;"
+      f" {mdp}, {config.episodes:,} episodes",
+      means("mdp old tuning", "mdp reduced"),
+      at_least=1.4,
+    ),
+  )
+
+
 NOTES = (
   "Reported, not gated: on the benign bandit standard estimates with the same small ridge do as well as"
-  " magnitude-reduced ones; the log-barrier with twice the learning rate on the stress instance. The paper's"
-  " theoretical learning rate with its fourth power of the horizon hardly learns in so few episodes and is not used."
-  " The algorithm without a simulator is out of scope.",
+  " magnitude-reduced ones; the log-barrier with twice the learning rate on the stress instance.",
+)
+DEVIATIONS = (
+  "The paper's theoretical learning rate with its fourth power of the horizon hardly learns in so few episodes and is"
+  " not used.",
+  "The algorithm without a simulator is out of scope.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Growth on the stress instance beside the bounds, the regrets there, and those of bandits and MDPs."""
-  import matplotlib.pyplot as plt
-
-  m, counts = measurements, _counts(measurements)
-  names = ("reduced", "standard", "old tuning", "log-barrier")
-  picture, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), width_ratios=(3, 3, 3), layout="constrained")
-  for index, name in enumerate(names):
-    means = np.stack([m[f"stress {name} {count}"].mean(1) for count in counts])
-    label = f"{name}: exponent {growth(m, name).mean():.2f}"
-    left.plot(counts, means.mean(1), "o-", color=f"C{index}", label=label)
-    left.plot(counts, means, ".", color=f"C{index}", markersize=3)
-  anchor = np.mean(m[f"stress reduced {counts[0]}"])
+  picture, (left, middle, right) = plots.panels(3, width=4.8)
+  counts = np.array(config.stress_episodes)
+  for name in METHODS:
+    means = np.stack([summary[f"stress {name} {count}"].mean(1) for count in counts], axis=1)
+    plots.curves(left, counts, {f"{name}: exponent {growth(config, summary, name).mean():.2f}": means}, marker="o")
+  anchor = np.mean(summary[f"stress reduced {counts[0]}"])
   for power, style, label in ((1 / 2, ":", "1/2"), (2 / 3, "--", "2/3")):
-    left.plot(counts, anchor * (np.array(counts) / counts[0]) ** power, "k" + style, label=f"bound's growth, {label}")
+    left.plot(counts, anchor * (counts / counts[0]) ** power, "k" + style, label=f"bound's growth, {label}")
   left.set(xscale="log", yscale="log", xlabel="episodes", ylabel="mean regret", title="stress instance")
   left.set_xticks(counts, [f"{count:,}" for count in counts])
   left.minorticks_off()
   left.legend(frameon=False, fontsize=8)
-  middle.boxplot([_last(m, name).ravel() for name in names], tick_labels=names, flierprops={"markersize": 2})
+  regrets = [summary[f"stress {name} {counts[-1]}"].ravel() for name in METHODS]
+  middle.boxplot(regrets, tick_labels=METHODS, flierprops={"markersize": 2})
   middle.set(ylabel="regret", title=f"stress instance, {counts[-1]:,} episodes, all repetitions")
-  groups = [n for n in m if n.startswith(("bandit", "mdp")) and not n.endswith("first")]
-  values = np.stack([m[name].mean(1) for name in groups])
-  right.bar(range(len(groups)), values.mean(1), 0.6, color=["C0" if n.startswith("bandit") else "C2" for n in groups])
-  right.plot(np.arange(len(groups))[:, None] + np.zeros_like(values), values, "k.", markersize=3)
-  labels = [name.replace("with bonus", "bonus").replace(" ", "\n") for name in groups]
-  right.set(xticks=range(len(groups)), ylabel="mean regret", title="bandits and MDPs, dots: seeds")
-  right.set_xticklabels(labels, fontsize=8)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  names = [name for name in summary if name.startswith(("bandit", "mdp")) and not name.endswith("first")]
+  labels = [name.replace("with bonus", "bonus").replace(" ", "\n") for name in names]
+  colors = ["C0" if name.startswith("bandit") else "C2" for name in names]
+  plots.bars(right, {label: summary[name].mean(1) for label, name in zip(labels, names)}, colors=colors)
+  right.tick_params(axis="x", labelsize=8)
+  right.set(ylabel="mean regret", title="bandits and MDPs")
+  plots.save(picture, path)

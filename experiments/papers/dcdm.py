@@ -8,7 +8,6 @@ tests on grids of up to four times the side.
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
@@ -16,20 +15,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.losses.scaled_residual import scaled_residual_loss
 from jaxreg.models.direction_unet import DirectionUNet
 from jaxreg.solvers.conjugate_directions import solve_conjugate_directions
 from jaxreg.solvers.lanczos import lanczos_decomposition, ritz_pairs, ritz_right_hand_sides
 from jaxreg.solvers.poisson import poisson_matvec
-from jaxreg.training import Task, sweep
+from jaxreg.training import Task, gradient_task
 
 CARD = "39-dcdm"
 KINDS = {"Gaussian": 5, "integrated noise": 3, "constant": 1, "point": 1}
 ONE_EACH = dict.fromkeys(KINDS, 1)
 METHODS = ("CG", "DCDM", "DCDM, not orthogonal", "CG, obstacle", "DCDM, obstacle")
 PREFIXES = {2: "", 3: "3-D "}  # of the names of measurements, by dimension
+
+
+@dataclasses.dataclass(frozen=True)
+class Cube:
+  """What differs in the three-dimensional comparison that goes with a two-dimensional one; see `Config`."""
+
+  side: int = 16
+  obstacle: int = 4
+  larger: tuple[int, ...] = (2, 4)
+  channels: int = 8
+  steps: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +61,7 @@ class Config:
     steps: training steps.
     tolerance: relative residual at which a solve ends.
     iterations: the most that a solve may take, on a larger grid as many times more as its side is longer.
+    cube: of the comparison in three dimensions.
   """
 
   dimensions: int = 2
@@ -63,6 +76,7 @@ class Config:
   steps: int = 1500
   tolerance: float = 1e-4
   iterations: int = 200
+  cube: Cube = Cube()
 
   def __post_init__(self):
     if self.dimensions not in PREFIXES:
@@ -75,26 +89,16 @@ class Config:
 
 PRESETS = {
   "smoke": Config(
-    side=8,
-    obstacle=2,
-    larger=(2,),
-    lanczos_vectors=20,
-    examples=40,
-    channels=4,
-    convolutions=(2, 2, 2),
-    batch_size=4,
-    steps=10,
-    iterations=30,
+    side=8, obstacle=2, larger=(2,), lanczos_vectors=20, examples=40, channels=4, convolutions=(2, 2, 2), batch_size=4,
+    steps=10, iterations=30, cube=Cube(side=4, obstacle=2, larger=(), channels=4, steps=10),
   ),
   "cpu": Config(),
-}
+}  # fmt: skip
 
 
 def three_dimensional(config: Config) -> Config:
-  """The three-dimensional comparison that goes with a two-dimensional one: small where that is."""
-  if config.side < PRESETS["cpu"].side:
-    return dataclasses.replace(config, dimensions=3, side=4, larger=())
-  return dataclasses.replace(config, dimensions=3, side=16, obstacle=4, channels=8, steps=1000)
+  """The three-dimensional comparison that goes with a two-dimensional one."""
+  return dataclasses.replace(config, dimensions=3, **vars(config.cube))
 
 
 def training_set(config: Config) -> np.ndarray:
@@ -125,7 +129,7 @@ def held_out_right_hand_sides(key: jax.Array, grid: tuple[int, ...], kinds: Mapp
   return sides / jnp.sqrt(jnp.sum(sides**2, axes, keepdims=True))
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """The network on the scaled residual; the hyperparameter is `learning_rate`. Solves are its evaluation."""
   model = network(config)
 
@@ -133,8 +137,8 @@ def build(config: Config) -> Task:
     del extra
     return model.apply({"params": params}, inputs)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
+  def objective(params, extra, batch, context):
+    del context
     return scaled_residual_loss(predict(params, {}, batch["x"]), batch["x"], matvec=poisson_matvec).mean(), (extra, {})
 
   def init_params(key, hparams):
@@ -169,15 +173,16 @@ def build(config: Config) -> Task:
     ).mean()
     return metrics
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=lambda hparams: optax.adam(optax.cosine_decay_schedule(hparams["learning_rate"], config.steps)),
+  return gradient_task(
+    init_params,
+    objective,
+    lambda hparams: optax.adam(optax.cosine_decay_schedule(hparams["learning_rate"], config.steps)),
     data={"x": training_set(config)},
     batch_size=config.batch_size,
     hparams={"learning_rate": 1e-3},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
@@ -209,7 +214,7 @@ def _solves(config: Config, sides: jax.Array, masks: jax.Array, direction: Calla
 
 
 def _iterations(name: str, result, kinds: Mapping[str, int] = KINDS) -> dict[str, jax.Array]:
-  """Median, mean and the mean of each kind, and the share that converged."""
+  """Median, mean and the mean of each kind, and the fraction that converged."""
   counts = result.iterations.astype(jnp.float32)
   metrics = {
     f"{name} median": jnp.median(counts),
@@ -222,130 +227,122 @@ def _iterations(name: str, result, kinds: Mapping[str, int] = KINDS) -> dict[str
   return metrics
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Learning rates."""
+def cell(config: Config) -> Cell:
+  """One run; learning rates vary."""
+  # Together, trials make convolutions with groups, which a CPU takes far longer for: not worth measuring.
+  engine = "map" if jax.default_backend() == "cpu" else "auto"
+  points = {"learning_rate": np.array([1e-4, 1e-3])}
+  return Cell(task(config), config.steps, points, log_every=max(config.steps // 15, 1), engine=engine)
+
+
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Two and three dimensions."""
+  del seeds
+  return {f"{part.dimensions}-D": cell(part)._replace(points={}) for part in (config, three_dimensional(config))}
+
+
+def summary(config: Config, trials) -> dict[str, np.ndarray]:
+  """Iterations of every method, and the last step's training loss; those of three dimensions have a prefix."""
   del config
-  return {"learning_rate": np.array([1e-4, 1e-3])}
+  parts = ((trials[f"{dimensions}-D"], prefix) for dimensions, prefix in PREFIXES.items())
+  return {prefix + name: cell.last(name)[0] for cell, prefix in parts for name in cell.metrics}
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  return {"steps": config.steps, "log_every": max(config.steps // 15, 1), "eval_every": config.steps}
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On iterations in two and in three dimensions, and on an obstacle that training has not seen."""
+  square, cube = (f"{' x '.join(map(str, part.grid))} grid" for part in (config, three_dimensional(config)))
+  sides = f"{sum(KINDS.values())} right-hand sides, relative residual {config.tolerance:g}"
+  block, removed = (" x ".join([str(part.obstacle)] * d) for d, part in ((2, config), (3, config.cube)))
+  return (
+    Claim(
+      "fewer_iterations",
+      "Directions from a trained network need far fewer iterations than conjugate gradients in two dimensions",
+      f"median iterations over those of CG; {square}, {sides}",
+      lambda s: s["DCDM median"] / s["CG median"],
+      at_most=0.35,
+    ),
+    Claim(
+      "orthogonalization",
+      "Making the network's directions A-orthogonal to the last two saves iterations",
+      f"mean iterations without orthogonalization minus those with it; {square}, {sides}",
+      lambda s: s["DCDM, not orthogonal mean"] - s["DCDM mean"],
+      at_least=0.0,
+    ),
+    Claim(
+      "one_step",
+      "One application of the network, without iterating, does not solve the system",
+      f"mean relative residual after one step of the best length; {square}, {sum(KINDS.values())} right-hand sides",
+      lambda s: s["one step"],
+      at_least=1e-3,
+    ),
+    Claim(
+      "obstacle_converges",
+      "Directions from a trained network converge around an obstacle that training has not seen, in two dimensions",
+      f"fraction of right-hand sides that converge with a removed block of {block} cells; {square}, {sides}",
+      lambda s: s["DCDM, obstacle converged"],
+      at_least=1.0,
+    ),
+    Claim(
+      "obstacle_iterations",
+      "Directions from a trained network need fewer iterations than conjugate gradients around an unseen obstacle",
+      f"mean iterations with a removed block of {block} cells over those of CG with it; {square}, {sides}",
+      lambda s: s["DCDM, obstacle mean"] / s["CG, obstacle mean"],
+      at_most=0.6,
+    ),
+    Claim(
+      "fewer_iterations_3d",
+      "Directions from a trained network need far fewer iterations than conjugate gradients in three dimensions",
+      f"median iterations over those of CG; {cube}, {sides}",
+      lambda s: s["3-D DCDM median"] / s["3-D CG median"],
+      at_most=0.5,
+    ),
+    Claim(
+      "obstacle_converges_3d",
+      "Directions from a trained network converge around an obstacle that training has not seen, in three dimensions",
+      f"fraction of right-hand sides that converge with a removed cube of {removed} cells; {cube}, {sides}",
+      lambda s: s["3-D DCDM, obstacle converged"],
+      at_least=1.0,
+    ),
+  )
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Iterations of every method, `[seeds]`, and the last step's training loss; those of three dimensions have a prefix.
-
-  The sides of the grids, in multiples of the one of training, are `[seeds, grids]`.
-  """
-  measured = {}
-  for part in (config, three_dimensional(config)):
-    prefix = PREFIXES[part.dimensions]
-    # Together, trials make convolutions with groups, which a CPU takes far longer for: not worth measuring.
-    engine = "map" if jax.default_backend() == "cpu" else "auto"
-    label = f"{prefix}direction network"
-    result = sweep(build(part), {}, seeds=seeds, steps=part.steps, eval_every=part.steps, engine=engine, label=label)
-    measured |= {prefix + name: result.by_point(name)[0, :, -1] for name in result.metrics}
-    measured[f"{prefix}sides"] = np.tile((1, *part.larger), (len(seeds), 1))
-  return measured
-
-
-CLAIMS = (
-  Claim(
-    "fewer_iterations",
-    "directions from a trained network need far fewer iterations than conjugate gradients",
-    "median iterations to a relative residual of 1e-4 over those of CG; 32 x 32, ten right-hand sides",
-    lambda m: m["DCDM median"] / m["CG median"],
-    at_most=0.35,
-  ),
-  Claim(
-    "orthogonalization",
-    "and making them A-orthogonal to the last two helps",
-    "mean iterations without orthogonalization less those with it",
-    lambda m: m["DCDM, not orthogonal mean"] - m["DCDM mean"],
-    at_least=0.0,
-  ),
-  Claim(
-    "one_step",
-    "one application of the network, without iterating, does not solve the system",
-    "mean relative residual after one step of the best length",
-    lambda m: m["one step"],
-    at_least=1e-3,
-  ),
-  Claim(
-    "obstacle_converges",
-    "an obstacle that training has not seen does not break convergence",
-    "share of right-hand sides that converge with a removed block of 6 x 6 cells",
-    lambda m: m["DCDM, obstacle converged"],
-    at_least=1.0,
-  ),
-  Claim(
-    "obstacle_iterations",
-    "and costs little of the gain",
-    "mean iterations with the obstacle over those of CG with it",
-    lambda m: m["DCDM, obstacle mean"] / m["CG, obstacle mean"],
-    at_most=0.6,
-  ),
-  Claim(
-    "fewer_iterations_3d",
-    "in three dimensions, too, the directions need far fewer iterations than conjugate gradients",
-    "median iterations to a relative residual of 1e-4 over those of CG; 16 x 16 x 16, ten right-hand sides",
-    lambda m: m["3-D DCDM median"] / m["3-D CG median"],
-    at_most=0.5,
-  ),
-  Claim(
-    "obstacle_converges_3d",
-    "and an unseen obstacle does not break convergence",
-    "share of right-hand sides that converge with a removed cube of 4 x 4 x 4 cells",
-    lambda m: m["3-D DCDM, obstacle converged"],
-    at_least=1.0,
-  ),
-)
 NOTES = (
   "Counted are iterations, not time: one of DCDM costs about fifteen convolutions more (`bench dcdm` has the times).",
   "Reported, not gated: iterations on empty grids of two and four times the side of training, with the same network and"
   " one right-hand side of each kind.",
   "In two dimensions the networks do not carry over to four times the side, where they need more iterations than CG on"
   " the mean (some solves may have ended at the limit of 800).",
+)
+DEVIATIONS = (
   "In three dimensions the network has 8 channels and trains for 1,000 steps; the card's check is of two dimensions.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Iterations by method and kind of right-hand side, without and with the obstacle, and on larger grids."""
-  import matplotlib.pyplot as plt
-
-  picture, axes = plt.subplots(2, 3, figsize=(14, 7.4), layout="constrained")
-  for row, (dimensions, prefix) in zip(axes, PREFIXES.items()):
-    of_dimension = {name.removeprefix(prefix): v for name, v in measurements.items() if name.startswith(prefix)}
-    _draw_kinds(row[0], of_dimension, METHODS[:3], f"{dimensions}-D, grid of training")
-    _draw_kinds(row[1], of_dimension, METHODS[3:], f"{dimensions}-D, unseen obstacle")
-    _draw_larger(row[2], of_dimension, f"{dimensions}-D, larger grids, mean of the kinds")
-  picture.savefig(path, dpi=110)
-  plt.close(picture)
-
-
-def _draw_kinds(axis, m, names, title):
-  width = 0.8 / len(names)
-  for index, name in enumerate(names):
-    values = np.stack([m[f"{name} {kind}"] for kind in KINDS])
-    places = np.arange(len(KINDS)) + (index - (len(names) - 1) / 2) * width
-    axis.bar(places, values.mean(1), 0.9 * width, alpha=0.7, label=name.replace(", obstacle", ""))
-    axis.plot(places[:, None] + np.zeros_like(values), values, "k.", markersize=3)
-  axis.set(xticks=range(len(KINDS)), title=title, ylabel="iterations to a relative residual of 1e-4")
-  axis.set_xticklabels([kind.replace(" ", "\n") for kind in KINDS])
-  axis.margins(y=0.2)
-  axis.legend(frameon=False, loc="upper center", ncols=len(names))
+  picture, axes = plots.panels(6)
+  for place, part in ((0, config), (3, three_dimensional(config))):
+    prefix, title = PREFIXES[part.dimensions], f"{part.dimensions}-D"
+    _draw_kinds(axes[place], summary, prefix, METHODS[:3], f"{title}, grid of training")
+    _draw_kinds(axes[place + 1], summary, prefix, METHODS[3:], f"{title}, unseen obstacle")
+    times = (1, *part.larger)
+    for name in METHODS[:2]:
+      grids = [prefix + name, *(f"{prefix}{name}, side x {more}" for more in part.larger)]
+      values = np.stack([np.mean([summary[f"{grid} {kind}"] for kind in KINDS], axis=0) for grid in grids], axis=1)
+      plots.curves(axes[place + 2], times, {name: values}, marker="o")
+    axes[place + 2].set_xscale("log", base=2)
+    axes[place + 2].set(xticks=times, xticklabels=times, ylim=(0, None), title=f"{title}, mean of the kinds")
+    axes[place + 2].set(xlabel="side of the grid / side of training")
+    axes[place + 2].legend(frameon=False)
+  axes[0].set_ylabel(f"iterations to a relative residual of {config.tolerance:g}")
+  plots.save(picture, path)
 
 
-def _draw_larger(axis, m, title):
-  sides = m["sides"][0]
-  for name in METHODS[:2]:
-    grids = [name, *(f"{name}, side x {times}" for times in sides[1:])]
-    values = np.stack([np.mean([m[f"{grid} {kind}"] for kind in KINDS], axis=0) for grid in grids])
-    (line,) = axis.plot(sides, values.mean(1), "o-", label=name)
-    axis.plot(sides, values, ".", color=line.get_color(), alpha=0.5, markersize=4)
-  axis.set_xscale("log", base=2)
-  axis.set(xticks=sides, xticklabels=[f"{times}" for times in sides], ylim=(0, None), title=title)
-  axis.set(xlabel="side of the grid / side of training", ylabel="iterations to a relative residual of 1e-4")
-  axis.legend(frameon=False)
+def _draw_kinds(axis, s, prefix, names, title):
+  bars = {(kind, name): s[f"{prefix}{name} {kind}"] for kind in KINDS for name in names}
+  plots.bars(axis, bars, colors=[f"C{index}" for _ in KINDS for index in range(len(names))])
+  axis.set_xticks(
+    np.arange(len(KINDS)) * len(names) + (len(names) - 1) / 2, [kind.replace(" ", "\n") for kind in KINDS]
+  )
+  axis.legend(axis.patches[: len(names)], [name.replace(", obstacle", "") for name in names], frameon=False, fontsize=8)
+  axis.set_title(title)

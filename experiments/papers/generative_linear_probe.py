@@ -1,15 +1,20 @@
-"""Generative against discriminative linear probes: how many labelled examples each needs."""
+"""Generative against discriminative linear probes: how many labelled examples each needs.
+
+Naive Bayes and logistic regression in closed form, on simulated Gaussian classes and on digits; `run` trains the
+discriminative probe by SGD. The preset `paper` is that probe on the features of a ResNet-50, which has no claims.
+"""
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.data import bundled, tfds_stream
 from jaxreg.data.gaussian_mixture import (
   easy_covariance,
@@ -17,14 +22,14 @@ from jaxreg.data.gaussian_mixture import (
   gaussian_mixture_bayes_error,
   gaussian_mixture_means,
 )
+from jaxreg.metrics import gaussian_probe, linear_probe
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
-from jaxreg.models import linear_probe
-from jaxreg.training import Task, grid
+from jaxreg.training import HeldOut, Mean, Task, gradient_task, grid
 
 CARD = "15-generative_linear_probe"
 HEADS = {"nb": "naive Bayes", "lr": "logistic regression"}
-# A user writes it with `jaxreg.data.write_tfds`: tensors `feature` [2048], penultimate features of a ResNet-50, and
-# `label`.
+# A user writes it with `jaxreg.data.write_tfds`: splits `train` and `test` of tensors `feature` [2048], penultimate
+# features of a ResNet-50, and `label`.
 CIFAR10_FEATURES = "cifar10_resnet50_features"
 
 
@@ -43,7 +48,7 @@ class Config:
     octaves: the simulation's sizes run from 4 to 4 · 2^octaves in steps of a quarter octave.
     simulated_tests: test examples of the simulation.
     simulated_repeats: training sets per seed in the simulation.
-    digit_sizes: numbers of labelled digits, the last two of the claim (160, 1000) at places 3 and -1.
+    digit_sizes: numbers of labelled digits, ascending; the fourth and the last are in the claims.
     digit_repeats: subsets per seed.
     data_dir: TFDS's folder, for `cifar10_resnet50`.
   """
@@ -90,13 +95,13 @@ PRESETS = {
 }  # fmt: skip
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """The discriminative probe by SGD, on features in [0, 1]; naive Bayes is fitted to the same batches beside it."""
   return _digits_task(config) if config.features == "digits" else _features_task(config)
 
 
 def _optimizer(config: Config, hparams) -> optax.GradientTransformation:
-  boundaries = {round(share * config.epochs) * config.steps_per_epoch: 0.1 for share in (0.6, 0.8)}
+  boundaries = {round(part * config.epochs) * config.steps_per_epoch: 0.1 for part in (0.6, 0.8)}
   schedule = optax.piecewise_constant_schedule(1.0, boundaries)
   return optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda step: -hparams["learning_rate"] * schedule(step)))
 
@@ -110,7 +115,7 @@ def _logits(params, features):
 
 
 def _cross_entropy(params, features, labels):
-  return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(_logits(params, features), labels))
+  return optax.softmax_cross_entropy_with_integer_labels(_logits(params, features), labels)
 
 
 def _digits_task(config: Config) -> Task:
@@ -125,15 +130,16 @@ def _digits_task(config: Config) -> Task:
       "naive_bayes_accuracy": right(linear_probe.probe_logits(bayes, test["x"])),
     }
 
-  return Task(
-    init_params=lambda key, hparams: (_initial_probe(64), {}),
-    objective=lambda params, extra, batch, *_: (_cross_entropy(params, batch["x"], batch["y"]), (extra, {})),
-    optimizer=functools.partial(_optimizer, config),
+  return gradient_task(
+    lambda key, hparams: (_initial_probe(64), {}),
+    lambda params, extra, batch, context: (_cross_entropy(params, batch["x"], batch["y"]).mean(), (extra, {})),
+    functools.partial(_optimizer, config),
     data=train,
     batch_size=config.batch_size,
     hparams={"learning_rate": config.learning_rate},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=lambda params, extra, inputs: _logits(params, inputs),
+    config=config,
   )
 
 
@@ -156,7 +162,7 @@ def _features_task(config: Config) -> Task:
   def init_params(key, hparams):
     del key, hparams
     extra = {
-      "stats": linear_probe.empty_stats(10, config.num_features),
+      "stats": gaussian_probe.empty_stats(10, config.num_features),
       "low": jnp.full(config.num_features, jnp.inf),
       "high": jnp.full(config.num_features, -jnp.inf),
     }
@@ -166,36 +172,51 @@ def _features_task(config: Config) -> Task:
     width = jnp.where(extra["high"] > extra["low"], extra["high"] - extra["low"], 1)
     return linear_probe.minmax_scale(linear_probe.MinMaxScaling(extra["low"], width), features)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams
-    features, labels = batch["feature"], batch["label"]
+  def objective(params, extra, batch, context):
+    features, labels, axis_name = batch["feature"], batch["label"], context.axis_name
     low, high = features.min(axis=0), features.max(axis=0)
     if axis_name is not None:
       low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
-    new = linear_probe.gaussian_stats(features, labels, num_classes=10, axis_name=axis_name)
+    new = gaussian_probe.gaussian_stats(features, labels, num_classes=10, axis_name=axis_name)
     extra = {
-      "stats": linear_probe.merge_stats(extra["stats"], new),
+      "stats": gaussian_probe.merge_stats(extra["stats"], new),
       "low": jnp.minimum(extra["low"], low).astype(jnp.float32),
       "high": jnp.maximum(extra["high"], high).astype(jnp.float32),
     }
-    scores = linear_probe.gaussian_scores(extra["stats"], features, relative_floor=1e-6)
+    scores = gaussian_probe.gaussian_scores(extra["stats"], features, relative_floor=1e-6)
     scaled = scale(extra, features)
     metrics = {
       "train_accuracy": jnp.mean(_logits(params, scaled).argmax(-1) == labels),
       "naive_bayes_accuracy": jnp.mean(scores.argmax(-1) == labels),
     }
-    return _cross_entropy(params, scaled, labels), (extra, metrics)
+    return _cross_entropy(params, scaled, labels).mean(), (extra, metrics)
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=functools.partial(_optimizer, config),
-    data=functools.partial(
-      tfds_stream, CIFAR10_FEATURES, "train", batch_size=config.batch_size, seed=0, data_dir=config.data_dir
-    ),
+  def measure_held_out(state, batch, hparams):
+    del hparams
+    labels, valid = batch["label"], batch["valid"].astype(jnp.float32)
+    scaled = scale(state.extra, batch["feature"])
+    scores = linear_probe.gaussian_scores(state.extra["stats"], batch["feature"], relative_floor=1e-6)
+    measured = {
+      "test_loss": _cross_entropy(state.params, scaled, labels),
+      "test_error": _logits(state.params, scaled).argmax(-1) != labels,
+      "naive_bayes_test_error": scores.argmax(-1) != labels,
+    }
+    return {name: Mean(jnp.sum(valid * values), jnp.sum(valid)) for name, values in measured.items()}
+
+  stream = functools.partial(tfds_stream, CIFAR10_FEATURES, batch_size=config.batch_size, data_dir=config.data_dir)
+  return gradient_task(
+    init_params,
+    objective,
+    functools.partial(_optimizer, config),
+    data=functools.partial(stream, "train", seed=0),
     batch_size=config.batch_size,
     hparams={"learning_rate": config.learning_rate},
     predict=lambda params, extra, inputs: _logits(params, scale(extra, inputs)),
+    held_out=HeldOut(
+      functools.partial(stream, "test", seed=None, num_epochs=1, drop_remainder=False), measure_held_out
+    ),
+    config=config,
+    cast=("feature",),
   )
 
 
@@ -214,40 +235,43 @@ def reduced(config: Config) -> Config:
 
 
 def paper_sets(config: Config) -> dict[str, dict]:
-  """Random non-negative features."""
+  """Random non-negative features; the last test batch is not full."""
   rng = np.random.default_rng(0)
-  features = np.maximum(rng.normal(size=(64, config.num_features)), 0).astype(np.float32)
-  return {CIFAR10_FEATURES: {"train": {"feature": features, "label": np.resize(np.arange(10), 64)}}}
+
+  def examples(count):
+    features = np.maximum(rng.normal(size=(count, config.num_features)), 0).astype(np.float32)
+    return {"feature": features, "label": np.resize(np.arange(10), count)}
+
+  return {CIFAR10_FEATURES: {"train": examples(64), "test": examples(24)}}
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Learning rates."""
-  return grid(learning_rate=[config.learning_rate / 30, config.learning_rate])
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run; evaluations at four equidistant times."""
+def cell(config: Config) -> Cell:
+  """One run with evaluations at four equidistant times; learning rates vary."""
   every = max(1, config.epochs * config.steps_per_epoch // 4)
-  return {"steps": 4 * every, "log_every": every, "eval_every": every}
+  return Cell(
+    task(config), 4 * every, grid(learning_rate=[config.learning_rate / 30, config.learning_rate]), eval_every=every
+  )
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
   """Examples needed in the simulation `[seeds, dims]`; test errors on digits `[seeds, sizes]`.
 
   A number of examples that was not enough even at the largest size counts as that size.
   """
+  del trained
+  if config.features != "digits":
+    raise ValueError(
+      f"the claims are about digits and simulations, so features must be digits, got {config.features!r}."
+    )
   simulated = [_simulate(config, n, seeds) for n in config.dims]
-  needed = {head: np.stack([each[head] for each in simulated], axis=1) for head in HEADS}
   curves = _digit_curves(config, seeds)
-  measured = {f"{head} examples needed": values for head, values in needed.items()}
-  measured |= {f"{head} digits error": values for head, values in curves.items()}
-  ones = np.ones((len(seeds), 1))
-  return measured | {"features": ones * config.dims, "labelled digits": ones * config.digit_sizes}
+  measured = {f"{head} examples needed": np.stack([each[head] for each in simulated], axis=1) for head in HEADS}
+  return measured | {f"{head} digits error": values for head, values in curves.items()}
 
 
 def _fit_bayes(features, labels, where, *, num_classes):
-  stats = linear_probe.gaussian_stats(features, labels, num_classes=num_classes, where=where)
-  return linear_probe.stats_to_linear(stats)
+  stats = gaussian_probe.gaussian_stats(features, labels, num_classes=num_classes, where=where)
+  return gaussian_probe.stats_to_linear(stats)
 
 
 def _heads(num_classes: int) -> dict:
@@ -255,7 +279,7 @@ def _heads(num_classes: int) -> dict:
   return {"nb": functools.partial(_fit_bayes, num_classes=num_classes), "lr": logistic}
 
 
-def _simulate(config: Config, num_features: int, seeds: list[int]) -> dict[str, np.ndarray]:
+def _simulate(config: Config, num_features: int, seeds) -> dict[str, np.ndarray]:
   """Smallest size whose error, a mean over the training sets, is within 0.01 of the Bayes error, per head `[seeds]`."""
   means, covariance = gaussian_mixture_means(2, num_features), easy_covariance(num_features)
   target = float(gaussian_mixture_bayes_error(means, covariance)) + 0.01
@@ -298,93 +322,84 @@ def _errors_at(keys, sizes, pools, tests) -> dict[str, jax.Array]:
 
 def _digit_curves(config: Config, seeds) -> dict[str, np.ndarray]:
   train, test = _digits()
+  options = dict(heads=_heads(10), num_classes=10, repeats=config.digit_repeats)
   run = jax.jit(
     lambda key: probe_sample_curve(
-      key,
-      train["x"],
-      train["y"],
-      test["x"],
-      test["y"],
-      sizes=np.asarray(config.digit_sizes),
-      heads=_heads(10),
-      num_classes=10,
-      repeats=config.digit_repeats,
+      key, train["x"], train["y"], test["x"], test["y"], sizes=np.asarray(config.digit_sizes), **options
     )
   )
   curves = [run(jax.random.key(seed)) for seed in seeds]
   return {head: np.stack([np.asarray(curve[head]).mean(axis=0) for curve in curves]) for head in HEADS}
 
 
-def _fall(measurements, head: str) -> np.ndarray:
-  errors = measurements[f"{head} digits error"]
+def _fall(summary, head: str) -> np.ndarray:
+  errors = summary[f"{head} digits error"]
   return errors[:, 3] - errors[:, -1]
 
 
-_SIMULATION = (
-  "two Gaussian classes with independent features, within 0.01 of the Bayes error, mean of five training sets"
-)
-CLAIMS = (
-  Claim(
-    "bayes_is_flat",
-    "The examples that naive Bayes needs do not grow with the number of features",
-    f"examples needed at 256 features over those at 16; {_SIMULATION}",
-    lambda m: m["nb examples needed"][:, -1] / m["nb examples needed"][:, 0],
-    at_most=1.5,
-  ),
-  Claim(
-    "logistic_grows",
-    "those that logistic regression needs do",
-    "examples needed at 256 features over those at 32; the same simulation, C = 1",
-    lambda m: m["lr examples needed"][:, -1] / m["lr examples needed"][:, 1],
-    at_least=2.5,
-  ),
-  Claim(
-    "apart",
-    "and are several times as many at every number of features",
-    "smallest ratio, logistic regression over naive Bayes, of examples needed at 16, 32, 64, 128, 256 features",
-    lambda m: (m["lr examples needed"] / m["nb examples needed"]).min(axis=1),
-    at_least=3.0,
-  ),
-  Claim(
-    "asymptote",
-    "On real features too naive Bayes is sooner near its own asymptote",
-    "fall of the test error from 160 to 1,000 labelled digits, naive Bayes less half of logistic regression's",
-    lambda m: _fall(m, "nb") - 0.5 * _fall(m, "lr"),
-    at_most=0.0,
-  ),
-)
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On the growth of the number of examples with that of features, and on the asymptote."""
+  simulation = (
+    "two Gaussian classes with independent features, within 0.01 of the Bayes error, mean of"
+    f" {config.simulated_repeats} training sets"
+  )
+  first, second, *_, last = config.dims
+  return (
+    Claim(
+      "bayes_is_flat",
+      "The examples that naive Bayes needs do not grow with the number of features",
+      f"examples needed at {last} features over those at {first}; {simulation}",
+      lambda s: s["nb examples needed"][:, -1] / s["nb examples needed"][:, 0],
+      at_most=1.5,
+    ),
+    Claim(
+      "logistic_grows",
+      "The examples that logistic regression needs grow with the number of features",
+      f"examples needed at {last} features over those at {second}; {simulation}; C = 1",
+      lambda s: s["lr examples needed"][:, -1] / s["lr examples needed"][:, 1],
+      at_least=2.5,
+    ),
+    Claim(
+      "apart",
+      "Logistic regression needs several times as many examples as naive Bayes at every number of features",
+      "smallest ratio, logistic regression over naive Bayes, of examples needed at"
+      f" {', '.join(map(str, config.dims))} features; {simulation}; C = 1",
+      lambda s: (s["lr examples needed"] / s["nb examples needed"]).min(axis=1),
+      at_least=3.0,
+    ),
+    Claim(
+      "asymptote",
+      "On digits, too, naive Bayes is near its own asymptote with fewer labels than logistic regression",
+      f"fall of the test error from {config.digit_sizes[3]} to {config.digit_sizes[-1]:,} labelled digits, naive Bayes"
+      " minus half of logistic regression's",
+      lambda s: _fall(s, "nb") - 0.5 * _fall(s, "lr"),
+      at_most=0.0,
+    ),
+  )
+
+
 NOTES = (
   "Reported, not gated: whether naive Bayes beats logistic regression with few labels. On digits, with C = 1, see the"
   " figure; the paper reports the crossing for features of supervised pre-training.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Examples needed against features with both rates of the theory; error on digits against labels."""
-  import matplotlib.pyplot as plt
-
-  picture, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-  features, labelled = measurements["features"][0], measurements["labelled digits"][0]
-  for color, (head, name) in zip(("C0", "C1"), HEADS.items()):
-    for axis, places, values in (
-      (left, features, measurements[f"{head} examples needed"]),
-      (right, labelled, measurements[f"{head} digits error"]),
-    ):
-      axis.plot(places, values.T, ".", color=color, alpha=0.4)
-      axis.plot(places, values.mean(axis=0), "-", color=color, label=name)
-  for label, style, rate in (("∝ n", ":", features), ("∝ log n", "--", np.log(features))):
-    head = "lr" if label == "∝ n" else "nb"
-    scale = measurements[f"{head} examples needed"].mean(axis=0)[-1] / rate[-1]
-    left.plot(features, scale * rate, style, color="k", linewidth=1, label=label)
-  left.set(xscale="log", yscale="log", xlabel="features n", ylabel="examples needed")
-  left.set(title="simulation, dots: seeds; theory through the last point")
-  left.set_xticks(features, [f"{n:g}" for n in features], minor=False)
-  left.set_xticks([], minor=True)
-  right.set(xscale="log", xlabel="labelled digits", ylabel="test error", ylim=(0, None), title="digits, dots: seeds")
-  right.set_xticks(labelled, [f"{m:g}" for m in labelled], minor=False)
-  right.set_xticks([], minor=True)
-  for axis in (left, right):
+  picture, (left, right) = plots.panels(2)
+  dims, labelled = np.array(config.dims), np.array(config.digit_sizes)
+  plots.curves(left, dims, {name: summary[f"{head} examples needed"] for head, name in HEADS.items()}, marker="o")
+  for head, label, style, rate in (("lr", "∝ n", ":", dims), ("nb", "∝ log n", "--", np.log(dims))):
+    scale = summary[f"{head} examples needed"].mean(axis=0)[-1] / rate[-1]
+    left.plot(dims, scale * rate, style, color="k", linewidth=1, label=label)
+  left.set(
+    xlabel="features n", ylabel="examples needed", yscale="log", title="simulation; theory through the last point"
+  )
+  plots.curves(right, labelled, {name: summary[f"{head} digits error"] for head, name in HEADS.items()}, marker="o")
+  right.set(xlabel="labelled digits", ylabel="test error", ylim=(0, None), title="digits")
+  for axis, places in ((left, dims), (right, labelled)):
+    axis.set_xscale("log")
+    axis.set_xticks(places, [f"{place}" for place in places])
+    axis.minorticks_off()
     axis.legend(frameon=False)
-    axis.grid(alpha=0.3)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  plots.save(picture, path)

@@ -1,15 +1,20 @@
-"""Grokking as the transition from lazy to rich training: a committee machine learns a quadratic function."""
+"""Grokking as the transition from lazy to rich training: a committee machine learns a quadratic function.
+
+Networks of several output scales (laziness) and curvatures (alignment), one that groks, two with few and with many
+examples; and the first steps of high-dimensional networks against mean-field theory.
+"""
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.kernels.committee import (
   CommitteeStatistics,
   committee,
@@ -22,17 +27,25 @@ from jaxreg.kernels.gradient_flow import kernel_regression
 from jaxreg.kernels.lazy_rich_dmft import committee_dmft
 from jaxreg.kernels.lazy_training import lazy_learning_rate
 from jaxreg.metrics.lazy_rich import kernel_alignment, relative_motion
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import Task, gradient_task, grid
 
 CARD = "28-grokking_lazy_rich"
 SCALES = (0.25, 1.0, 4.0, 16.0)
 CURVATURES = (0.05, 0.25, 1.0)
 BY_SCALE, BY_CURVATURE = "scale {:g} curvature 0.25", "scale 1 curvature {:g}"
+# Name -> output scale, curvature, centring.
+SETTINGS = {
+  **{BY_SCALE.format(scale): (scale, 0.25, 1.0) for scale in SCALES},
+  **{BY_CURVATURE.format(curvature): (1.0, curvature, 1.0) for curvature in CURVATURES},
+  "grokking": (2.0, 0.25, 0.0),
+}
+SIZED = (0.5, 0.25, 0.0)  # with few and with many examples
 # What a run keeps of its start and of its path.
 TRACKED = (
   *("initial_train", "initial_test", "initial_linear", "initial_alignment"),
   *("fitted_at", "peak_test", "peak_linear", "kernel_error"),
 )
+LOSSES = ("train", "test")
 # Mean-field theory and the networks laid over it.
 THEORY = {"kappa": 2.0, "neurons": 2, "steps": 10}
 DYNAMICS = {"output_scale": 1.0, "curvature": 0.5, "learning_rate": 0.15}
@@ -49,8 +62,8 @@ class Config:
     held_out: inputs on which the kernel's alignment is measured.
     steps: steps of one run.
     early_steps: the steps that the figure shows in detail.
-    few: a training set too small to generalise, in `measure`.
-    many: one that generalises at once, in `measure`.
+    few: a training set too small to generalise, in `cells`.
+    many: one that generalises at once, in `cells`.
     dimensions: of the networks compared with mean-field theory.
     draws: networks per seed and dimension there.
     samples: Monte Carlo samples of the theory.
@@ -83,11 +96,11 @@ PRESETS = {
 }  # fmt: skip
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """Gradient descent with step `eta N / a^2`.
 
-  Hyperparameters are `output_scale`, `curvature`, `learning_rate`, and `centring`: the share of the initial network
-  that is subtracted from the outputs, 1 for the centred network.
+  Hyperparameters are `output_scale`, `curvature`, `learning_rate`, and `centring`: the fraction of the initial
+  network that is subtracted from the outputs, 1 for the centred network.
   """
 
   def init_params(key, hparams):
@@ -110,7 +123,6 @@ def build(config: Config) -> Task:
       "initial_test": sum(terms),
       "initial_linear": terms.linear,
       "initial_alignment": _alignment(weights, held_out, teacher, hparams["curvature"]),
-      "step": jnp.float32(0),
       "fitted_at": jnp.float32(config.steps),
       "peak_test": jnp.float32(0),
       "peak_linear": jnp.float32(0),
@@ -125,18 +137,17 @@ def build(config: Config) -> Task:
       statistics, extra["teacher"], output_scale=extra["output_scale"], curvature=extra["curvature"]
     )
 
-  def objective(params, extra, batch, key, hparams, axis_name):
+  def objective(params, extra, batch, context):
     # The examples of a seed are in `extra`, drawn like its weights; `data` is only what `predict` is tried on.
-    del batch, key, axis_name
-    options = {name: hparams[name] for name in ("output_scale", "curvature")}
+    del batch
+    options = {name: context.hparams[name] for name in ("output_scale", "curvature")}
     errors = committee(params, extra["inputs"], **options) - extra["offset"] - extra["targets"]
     train, terms = jnp.mean(errors**2), risk(jax.lax.stop_gradient(params), extra)
     below, fitted = train < extra["initial_train"], train <= 0.1 * extra["initial_train"]
     peak = lambda name, value: jnp.where(below, jnp.maximum(extra[name], value), extra[name])
     extra = {
       **extra,
-      "step": extra["step"] + 1,
-      "fitted_at": jnp.where(fitted, jnp.minimum(extra["fitted_at"], extra["step"]), extra["fitted_at"]),
+      "fitted_at": jnp.where(fitted, jnp.minimum(extra["fitted_at"], context.step), extra["fitted_at"]),
       "peak_test": peak("peak_test", sum(terms)),
       "peak_linear": peak("peak_linear", terms.linear),
     }
@@ -164,15 +175,16 @@ def build(config: Config) -> Task:
     return optax.sgd(lazy_learning_rate(hparams["learning_rate"], output_scale=scale) * config.neurons)
 
   examples = np.random.default_rng(0).normal(size=(config.examples, config.features)) / config.features**0.5
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=optimizer,
+  return gradient_task(
+    init_params,
+    objective,
+    optimizer,
     data={"x": examples.astype(np.float32)},
     batch_size=None,
     hparams={"output_scale": 1.0, "curvature": 0.25, "learning_rate": config.learning_rate, "centring": 1.0},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
@@ -200,52 +212,26 @@ def _alignment(weights, inputs, teacher, curvature):
   return kernel_alignment(kernel, _targets(inputs, teacher))
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Output scales × curvatures: laziness × alignment."""
-  return grid(output_scale=SCALES, curvature=CURVATURES)
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
+def cell(config: Config) -> Cell:
+  """One run; output scales × curvatures vary: laziness × alignment."""
   every = max(config.steps // 60, 1)
-  return {"steps": config.steps, "log_every": every, "eval_every": every}
+  return Cell(task(config), config.steps, grid(output_scale=SCALES, curvature=CURVATURES), eval_every=every)
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Losses, times and statistics of centred and uncentred networks, and their distance from mean-field theory."""
-  by_scale = {BY_SCALE.format(scale): (scale, 0.25, 1.0) for scale in SCALES}
-  by_curvature = {BY_CURVATURE.format(curvature): (1.0, curvature, 1.0) for curvature in CURVATURES}
-  measured = _runs(config, {**by_scale, **by_curvature, "grokking": (2.0, 0.25, 0.0)}, seeds)
-  for name, examples in (("few", config.few), ("many", config.many)):
-    measured |= _runs(dataclasses.replace(config, examples=examples), {name: (0.5, 0.25, 0.0)}, seeds)
-  return measured | _theory(config, seeds)
-
-
-def _runs(config: Config, settings: dict[str, tuple[float, float, float]], seeds) -> dict[str, np.ndarray]:
-  """Final metrics `[seeds]` and, for several settings, curves `[seeds, evaluations]` of each."""
-  at = dict(zip(("output_scale", "curvature", "centring"), np.array(list(settings.values())).T))
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """The settings, their first steps in detail, and a training set of few and one of many examples."""
+  del seeds
+  points = lambda *settings: dict(zip(("output_scale", "curvature", "centring"), np.array(settings).T))
   # One trial after another, so that the short sweep retraces the long one to the last bit.
-  run = functools.partial(sweep, build(config), at, seeds=seeds, engine="map")
-  every = run_options(config)["eval_every"]
-  late = run(steps=config.steps, eval_every=every, label=f"P = {config.examples}")
-  measured = {
-    f"{setting} final {name}": late.by_point(name)[index, :, -1]
-    for index, setting in enumerate(settings)
-    for name in late.metrics
+  long = cell(config)._replace(points=points(*SETTINGS.values()), engine="map")
+  detail = max(config.early_steps // 50, 1)
+  of = lambda count: long._replace(task=task(dataclasses.replace(config, examples=count)), points=points(SIZED))
+  return {
+    "settings": long,
+    "start": long._replace(steps=config.early_steps, eval_every=detail),
+    "few": of(config.few),
+    "many": of(config.many),
   }
-  if len(settings) == 1:
-    return measured
-  early = run(steps=config.early_steps, eval_every=max(config.early_steps // 50, 1), label="the start in detail")
-  after = late.steps > early.steps[-1]
-  times = np.concatenate([[0], early.steps, late.steps[after]])
-  for index, setting in enumerate(settings):
-    measured[f"{setting} step"] = np.tile(times, (len(seeds), 1))
-    for name in ("train", "test", "linear", "alignment"):
-      start, first, rest = (
-        result.by_point(key)[index] for result, key in ((late, f"initial_{name}"), (early, name), (late, name))
-      )
-      measured[f"{setting} {name}"] = np.concatenate([start[:, :1], first, rest[:, after]], 1)
-  return measured
 
 
 @functools.partial(jax.jit, static_argnames=("features", "draws"))
@@ -270,212 +256,212 @@ def simulate(seed, *, features: int, draws: int) -> jax.Array:
   return jnp.mean(jax.lax.map(draw, jax.random.split(jax.random.key(seed), draws)), axis=0)
 
 
-def _theory(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
   """The losses of theory and networks, `[seeds, steps + 1]`, and the largest relative difference at each dimension."""
+  del trained
   solution = committee_dmft(jax.random.key(0), samples=config.samples, **THEORY, **DYNAMICS)
   theory = np.stack([solution.train_loss, solution.test_loss])
-  measured = {}
-  for index, name in enumerate(("train", "test")):
-    measured[f"theory {name}"] = np.tile(theory[index], (len(seeds), 1))
-  gaps = []
+  measured, gaps = {f"theory {name}": np.tile(loss, (len(seeds), 1)) for name, loss in zip(LOSSES, theory)}, []
   for features in config.dimensions:
     networks = np.stack([simulate(seed, features=features, draws=config.draws) for seed in seeds])
     gaps.append(np.abs(networks / theory - 1).max((1, 2)))
-    for index, name in enumerate(("train", "test")):
-      measured[f"dimension {features} {name}"] = networks[:, index]
+    measured |= {f"dimension {features} {name}": networks[:, index] for index, name in enumerate(LOSSES)}
   return measured | {"theory gap": np.stack(gaps, 1)}
+
+
+def summary(config: Config, trials) -> dict[str, np.ndarray]:
+  """Final metrics `[seeds]`, the settings' curves `[seeds, evaluations]` from the start on, and what was measured."""
+  del config
+  late, early = trials["settings"], trials["start"]
+  finals = {setting: (late, index) for index, setting in enumerate(SETTINGS)}
+  finals |= {name: (trials[name], 0) for name in ("few", "many")}
+  summed = dict(trials.measured)
+  for setting, (cell, index) in finals.items():
+    summed |= {f"{setting} final {name}": values[index, :, -1] for name, values in cell.metrics.items()}
+  after = late.steps > early.steps[-1]
+  times = np.concatenate([[0], early.steps, late.steps[after]])
+  for index, setting in enumerate(SETTINGS):
+    summed[f"{setting} step"] = np.tile(times, (len(trials.seeds), 1))
+    for name in ("train", "test", "linear", "alignment"):
+      start, first = late.metrics[f"initial_{name}"][index, :, :1], early.metrics[name][index]
+      summed[f"{setting} {name}"] = np.concatenate([start, first, late.metrics[name][index][:, after]], 1)
+  return summed
 
 
 def _along(name: str, values, form: str):
   """The changes of a final value between neighbouring settings: `[settings - 1, seeds]`."""
-  return lambda m: np.diff(np.stack([m[f"{form.format(value)} final {name}"] for value in values]), axis=0)
+  return lambda s: np.diff(np.stack([s[f"{form.format(value)} final {name}"] for value in values]), axis=0)
 
 
-SETTING = "D = 50, N = 100, 30,000 steps"
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On laziness, alignment, grokking, the number of examples, and mean-field theory."""
+  network = f"D = {config.features}, N = {config.neurons}, {config.steps:,} steps"
+  full = f"P = {config.examples}"
+  scales = f"output scales {', '.join(map('{:g}'.format, SCALES))}, curvature 0.25, {full}, centred; {network}"
+  curvatures = f"curvatures {', '.join(map('{:g}'.format, CURVATURES))}, scale 1, {full}, centred; {network}"
+  at = lambda scale: f"scale {scale:g}, curvature 0.25, {full}, centred; {network}"
+  grokking = f"scale 2, curvature 0.25, {full}, not centred; {network}"
+  sized = lambda count: f"scale 0.5, curvature 0.25, P = {count:,}, not centred; {network}"
+  fitted = "change of the first step with 10 % of the initial training loss between neighbouring"
+  final = lambda setting, name: lambda s: s[f"{setting} final {name}"]
+  over = lambda setting, name, base: lambda s: s[f"{setting} final {name}"] / s[f"{setting} final {base}"]
+  rich, lazy = BY_SCALE.format(SCALES[0]), BY_SCALE.format(SCALES[-1])
+  peak = "largest population loss while the training loss is below its start, relative to its start"
+  return (
+    Claim(
+      "fit_scale",
+      "The lazier a network is, the later it fits the training set",
+      f"smallest {fitted} {scales}",
+      lambda s: _along("fitted_at", SCALES, BY_SCALE)(s).min(0),
+      at_least=0.0,
+    ),
+    Claim(
+      "test_scale",
+      "The lazier a network is, the worse it generalises in the end",
+      f"smallest change of the final population loss between neighbouring {scales}",
+      lambda s: _along("test", SCALES, BY_SCALE)(s).min(0),
+      at_least=0.0,
+    ),
+    Claim(
+      "rich",
+      "A rich network learns the quadratic function",
+      f"final population loss; {at(SCALES[0])}",
+      final(rich, "test"),
+      at_most=0.05,
+    ),
+    Claim(
+      "lazy",
+      "A lazy network hardly beats regression with its initial kernel",
+      f"final population loss relative to kernel regression with the wide network's initial kernel; {at(SCALES[-1])}",
+      over(lazy, "test", "kernel_error"),
+      at_least=0.7,
+    ),
+    Claim(
+      "motion",
+      "The lazier a network is, the less it moves its weights",
+      f"largest change of the relative distance from initialisation between neighbouring {scales}",
+      lambda s: _along("motion", SCALES, BY_SCALE)(s).max(0),
+      at_most=0.0,
+    ),
+    Claim(
+      "fit_curvature",
+      "The better the initial kernel is aligned with the task, the sooner a network fits the training set",
+      f"largest {fitted} {curvatures}",
+      lambda s: _along("fitted_at", CURVATURES, BY_CURVATURE)(s).max(0),
+      at_most=0.0,
+    ),
+    Claim(
+      "test_curvature",
+      "The better the initial kernel is aligned with the task, the worse a network generalises in the end",
+      f"smallest change of the final population loss between neighbouring {curvatures}",
+      lambda s: _along("test", CURVATURES, BY_CURVATURE)(s).min(0),
+      at_least=0.0,
+    ),
+    Claim(
+      "alignment",
+      "Curvature raises the alignment of the initial kernel with the task",
+      f"smallest change of the initial kernel's alignment on {config.held_out} held-out inputs between neighbouring"
+      f" {curvatures}",
+      lambda s: _along("initial_alignment", CURVATURES, BY_CURVATURE)(s).min(0),
+      at_least=0.0,
+    ),
+    Claim(
+      "overfits_first",
+      "In grokking the population loss first rises while the training loss falls",
+      f"{peak}; {grokking}",
+      over("grokking", "peak_test", "initial_test"),
+      at_least=1.1,
+    ),
+    Claim(
+      "linear_rises",
+      "In grokking the linear term of the population loss rises at first",
+      f"largest linear term of the population loss while the training loss is below its start; {grokking}",
+      final("grokking", "peak_linear"),
+      at_least=0.1,
+    ),
+    Claim(
+      "linear_ends",
+      "In grokking the linear term of the population loss vanishes in the end",
+      f"linear term of the population loss at the end; {grokking}",
+      final("grokking", "linear"),
+      at_most=0.01,
+    ),
+    Claim(
+      "generalises",
+      "A network that groks generalises in the end",
+      f"population loss at the end; {grokking}",
+      final("grokking", "test"),
+      at_most=0.02,
+    ),
+    Claim(
+      "norm_grows",
+      "A network that groks ends with larger weights than at the start, so that no decay of weights explains it",
+      f"norm of the weights at the end relative to the start; {grokking}",
+      final("grokking", "norm"),
+      at_least=1.0,
+    ),
+    Claim(
+      "few",
+      "A network with few examples never generalises",
+      f"final population loss; {sized(config.few)}",
+      final("few", "test"),
+      at_least=0.5,
+    ),
+    Claim(
+      "many_never_worse",
+      "A network with many examples generalises without a rise of the population loss",
+      f"{peak}; {sized(config.many)}",
+      over("many", "peak_test", "initial_test"),
+      at_most=1.0,
+    ),
+    Claim(
+      "many_generalises",
+      "A network with many examples generalises perfectly",
+      f"final population loss; {sized(config.many)}",
+      final("many", "test"),
+      at_most=0.001,
+    ),
+    Claim(
+      "theory",
+      "High-dimensional networks follow the mean-field theory",
+      f"largest relative difference of training and population loss over {THEORY['steps']} steps, mean of"
+      f" {config.draws} networks with D = {config.dimensions[-1]}; kappa {THEORY['kappa']:g}, N = {THEORY['neurons']},"
+      f" scale {DYNAMICS['output_scale']:g}, curvature {DYNAMICS['curvature']:g}",
+      lambda s: s["theory gap"][:, -1],
+      at_most=0.05,
+    ),
+  )
 
 
-def _claim(name, sentence, measured, value, **bound):
-  return Claim(name, sentence, f"{measured}; {SETTING}", value, **bound)
-
-
-CLAIMS = (
-  _claim(
-    "fit_scale",
-    "the lazier, the later the training set is fitted",
-    "smallest change of the first step with 10 % of the initial training loss, output scales 0.25, 1, 4, 16,"
-    " curvature 0.25, P = 250, centred",
-    lambda m: _along("fitted_at", SCALES, BY_SCALE)(m).min(0),
-    at_least=0.0,
-  ),
-  _claim(
-    "test_scale",
-    "and the worse the network generalises in the end",
-    "smallest change of the final population loss between the same scales",
-    lambda m: _along("test", SCALES, BY_SCALE)(m).min(0),
-    at_least=0.0,
-  ),
-  _claim(
-    "rich",
-    "a rich network learns the function",
-    "final population loss at scale 0.25",
-    lambda m: m["scale 0.25 curvature 0.25 final test"],
-    at_most=0.05,
-  ),
-  _claim(
-    "lazy",
-    "a lazy one hardly beats its initial kernel",
-    "final population loss at scale 16 relative to kernel regression with the wide network's initial kernel",
-    lambda m: m["scale 16 curvature 0.25 final test"] / m["scale 16 curvature 0.25 final kernel_error"],
-    at_least=0.7,
-  ),
-  _claim(
-    "motion",
-    "and moves its weights less",
-    "largest change of the relative distance from initialisation between the same scales",
-    lambda m: _along("motion", SCALES, BY_SCALE)(m).max(0),
-    at_most=0.0,
-  ),
-  _claim(
-    "fit_curvature",
-    "the better the initial kernel is aligned with the task, the sooner the training set is fitted",
-    "largest change of the first step with 10 % of the initial training loss, curvatures 0.05, 0.25, 1, scale 1,"
-    " P = 250, centred",
-    lambda m: _along("fitted_at", CURVATURES, BY_CURVATURE)(m).max(0),
-    at_most=0.0,
-  ),
-  _claim(
-    "test_curvature",
-    "but the worse the network generalises in the end",
-    "smallest change of the final population loss between the same curvatures",
-    lambda m: _along("test", CURVATURES, BY_CURVATURE)(m).min(0),
-    at_least=0.0,
-  ),
-  _claim(
-    "alignment",
-    "curvature is alignment",
-    "smallest change of the initial kernel's alignment on 500 held-out inputs between the same curvatures",
-    lambda m: _along("initial_alignment", CURVATURES, BY_CURVATURE)(m).min(0),
-    at_least=0.0,
-  ),
-  _claim(
-    "overfits_first",
-    "grokking: the population loss first rises while the training loss falls",
-    "largest population loss while the training loss is below its start, relative to its start, scale 2,"
-    " curvature 0.25, P = 250, not centred",
-    lambda m: m["grokking final peak_test"] / m["grokking final initial_test"],
-    at_least=1.1,
-  ),
-  _claim(
-    "linear_rises",
-    "because power goes into linear functions",
-    "largest linear term of the population loss in the same runs",
-    lambda m: m["grokking final peak_linear"],
-    at_least=0.1,
-  ),
-  _claim(
-    "linear_ends",
-    "which later vanish",
-    "the linear term at the end",
-    lambda m: m["grokking final linear"],
-    at_most=0.01,
-  ),
-  _claim(
-    "generalises",
-    "and the network generalises in the end",
-    "population loss at the end",
-    lambda m: m["grokking final test"],
-    at_most=0.02,
-  ),
-  _claim(
-    "norm_grows",
-    "with weights larger than at the start, so that no decay of weights explains it",
-    "norm of the weights at the end relative to the start",
-    lambda m: m["grokking final norm"],
-    at_least=1.0,
-  ),
-  _claim(
-    "few",
-    "with few examples it never generalises",
-    "final population loss, P = 60, scale 0.5, curvature 0.25, not centred",
-    lambda m: m["few final test"],
-    at_least=0.5,
-  ),
-  _claim(
-    "many_never_worse",
-    "with many it does so at once",
-    "largest population loss while the training loss is below its start, relative to its start, P = 1,000, same scale",
-    lambda m: m["many final peak_test"] / m["many final initial_test"],
-    at_most=1.0,
-  ),
-  _claim(
-    "many_generalises",
-    "and perfectly",
-    "final population loss in the same runs",
-    lambda m: m["many final test"],
-    at_most=0.001,
-  ),
-  Claim(
-    "theory",
-    "networks follow the mean-field theory",
-    "largest relative difference of training and population loss over ten steps, mean of 16 networks with D = 800;"
-    " kappa 2, N = 2, scale 1, curvature 0.5",
-    lambda m: m["theory gap"][:, -1],
-    at_most=0.05,
-  ),
-)
 NOTES = (
   "The claim on mean-field theory is this library's, with equations derived for it; the others are the card's.",
   "The first steps in the figure come from a second, shorter sweep of the same seeds, which retraces the long one.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Grokking of one setting, the population loss along scales and curvatures, and theory against networks."""
-  import matplotlib.pyplot as plt
-
-  m = measurements
-  picture, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
-  _draw_grokking(axes[0, 0], m)
-  for axis, values, form, name in (
-    (axes[0, 1], SCALES, BY_SCALE, "output scale"),
-    (axes[1, 0], CURVATURES, BY_CURVATURE, "curvature"),
-  ):
-    for index, value in enumerate(values):
-      key = form.format(value)
-      _draw_curves(axis, m[f"{key} step"], m[f"{key} test"], f"C{index}", f"{name} {value:g}")
-      _draw_curves(axis, m[f"{key} step"], m[f"{key} train"], f"C{index}", None, linestyle=":")
-    axis.set(title=f"{name}: population (solid) and training loss (dotted)", ylim=(1e-4, 2))
-  _draw_theory(axes[1, 1], m)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
-
-
-def _draw_curves(axis, steps, values, color, label, linestyle="-") -> None:
-  axis.plot(steps[0], values.mean(0), color=color, label=label, linestyle=linestyle)
-  axis.fill_between(steps[0], values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
-  axis.set(xscale="symlog", yscale="log", xlabel="step")
-  axis.set_xlim(left=0)
-  axis.legend(frameon=False, fontsize=8, loc="lower left")
-
-
-def _draw_grokking(axis, m) -> None:
-  for index, (name, label) in enumerate(
-    (("train", "training loss"), ("test", "population loss"), ("linear", "its linear term"))
-  ):
-    _draw_curves(axis, m["grokking step"], m[f"grokking {name}"], f"C{index}", label)
-  _draw_curves(axis, m["grokking step"], m["grokking alignment"], "C3", "alignment of the kernel")
-  axis.set(title="grokking: scale 2, not centred (mean and range of seeds)", ylim=(1e-4, 2))
-
-
-def _draw_theory(axis, m) -> None:
-  dimensions = sorted(int(name.split()[1]) for name in m if name.startswith("dimension") and name.endswith("test"))
-  for color, name, label in (("C0", "train", "training"), ("C1", "test", "population")):
-    steps = np.arange(m[f"theory {name}"].shape[1])
-    axis.plot(steps, m[f"theory {name}"][0], color=color, label=f"{label} loss, theory")
-    for features, marker in zip(dimensions, "x+o"):
-      values = m[f"dimension {features} {name}"]
-      label = f"networks, D = {features}" if name == "test" else None
-      axis.errorbar(steps, values.mean(0), values.std(0), fmt=marker, color=color, markersize=5, fillstyle="none",
-                    linewidth=0.8, label=label)  # fmt: skip
-  axis.set(xlabel="step", title="mean-field theory and networks (spread of seeds)", ylim=(0, 1.6))
-  axis.legend(frameon=False, fontsize=8, ncols=2)
+  picture, (first, *axes, last) = plots.panels(4, width=5)
+  steps = summary["grokking step"][0]
+  names = {"train": "training loss", "test": "population loss", "linear": "its linear term", "alignment": "alignment"}
+  plots.curves(first, steps, {label: summary[f"grokking {name}"] for name, label in names.items()})
+  first.set(title="grokking: scale 2, not centred")
+  for axis, values, form, name in zip(axes, (SCALES, CURVATURES), (BY_SCALE, BY_CURVATURE), ("scale", "curvature")):
+    for index, key in enumerate(map(form.format, values)):
+      style = {"color": f"C{index}"}
+      plots.curves(axis, steps, {f"{name} {values[index]:g}": summary[f"{key} test"]}, **style)
+      plots.curves(axis, steps, {None: summary[f"{key} train"]}, linestyle=":", **style)
+    axis.set(title=f"{name}: population (solid) and training loss (dotted)")
+  for axis in (first, *axes):
+    axis.set(xscale="symlog", yscale="log", xlabel="step", ylim=(1e-4, 2))
+    axis.set_xlim(left=0)
+  steps = np.arange(THEORY["steps"] + 1)
+  for color, name in zip(("C0", "C1"), LOSSES):
+    last.plot(steps, summary[f"theory {name}"][0], color=color, label=f"{names[name]}, theory")
+    for features, marker in zip(config.dimensions, "x+o"):
+      losses = {f"networks, D = {features}": summary[f"dimension {features} {name}"]}
+      plots.curves(last, steps, losses, color=color, marker=marker, linestyle="", fillstyle="none")
+  last.set(xlabel="step", title="mean-field theory and networks", ylim=(0, 1.6))
+  for axis in (first, *axes, last):
+    axis.legend(frameon=False, fontsize=8)
+  plots.save(picture, path)

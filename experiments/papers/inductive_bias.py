@@ -1,15 +1,20 @@
-"""Required inductive bias: how improbable is it that a random hypothesis that fits also generalises?"""
+"""Required inductive bias: how improbable is it that a random hypothesis that fits also generalises?
+
+Kernel hypothesis spaces in closed form, on functions of four to six dimensions and on digits; trained networks on the
+same digits.
+"""
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.data import bundled
 from jaxreg.kernels.hypothesis_space import (
   error_law,
@@ -21,13 +26,13 @@ from jaxreg.kernels.hypothesis_space import (
 from jaxreg.kernels.rbf import rbf_kernel
 from jaxreg.metrics.inductive_bias import fit_scaled_chi2, required_inductive_bias, scaled_chi2_inductive_bias
 from jaxreg.models import MLP
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import Task, gradient_task, grid
 
 CARD = "27-inductive_bias"
 DIMENSIONS = (4, 5, 6)
 CLASSES = 10
 # Targets of the tail's comparison, in units of the mean error.
-SHARES = (0.5, 0.2)
+FRACTIONS = (0.5, 0.2)
 # And those of the figure.
 CURVE = tuple(np.geomspace(0.05, 1.0, 16).round(3).tolist())
 
@@ -73,7 +78,7 @@ PRESETS = {
 }
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """Networks on one-hot digits; hyperparameters are `split`, which decides the examples, and `learning_rate`."""
   data = bundled.digits()
   model = MLP((*config.hidden, CLASSES))
@@ -90,8 +95,8 @@ def build(config: Config) -> Task:
     outputs = predict(params, {}, inputs)
     return jnp.mean((outputs - jax.nn.one_hot(labels, CLASSES)) ** 2), jnp.mean(outputs.argmax(-1) == labels)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
+  def objective(params, extra, batch, context):
+    del context
     ids = extra["train"]
     return errors(params, batch["x"][ids], batch["y"][ids])[0], (extra, {})
 
@@ -102,15 +107,16 @@ def build(config: Config) -> Task:
     train_error, _ = errors(params, x[extra["train"]], y[extra["train"]])
     return {"test_error": error, "test_accuracy": accuracy, "train_error": train_error}
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=lambda hparams: optax.adam(hparams["learning_rate"]),
+  return gradient_task(
+    init_params,
+    objective,
+    lambda hparams: optax.adam(hparams["learning_rate"]),
     data=data,
     batch_size=None,
     hparams={"split": 0, "learning_rate": 1e-3},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
@@ -120,15 +126,16 @@ def _split(config: Config, seed):
   return order[: config.digits], order[config.digits : config.digits + config.digits_tests]
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Splits of the data."""
-  return grid(split=[0, 1, 2])
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
+def cell(config: Config) -> Cell:
+  """One network; splits of the data vary."""
   every = max(config.steps // 10, 1)
-  return {"steps": config.steps, "log_every": every, "eval_every": every}
+  return Cell(task(config), config.steps, grid(split=[0, 1, 2]), eval_every=every)
+
+
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Many networks on the split of every seed, together, because they are tiny."""
+  options = {"points": {"split": list(seeds)}, "seeds": range(config.networks), "engine": "vmap", "eval_every": None}
+  return {"networks": cell(config)._replace(**options)}
 
 
 def ridge_function(seed: int, dimension: int, config: Config):
@@ -145,7 +152,7 @@ def ridge_function(seed: int, dimension: int, config: Config):
 
 @functools.partial(jax.jit, static_argnames="samples")
 def kernel_space(key, inputs, targets, tests, test_targets, *, bandwidth, jitter, samples: int):
-  """The law of the test errors of interpolating Gaussian hypotheses, and a sample of them."""
+  """The distribution of the test errors of interpolating Gaussian hypotheses, and a sample of them."""
   kernel = functools.partial(rbf_kernel, gamma=1 / (2 * bandwidth**2))
   posterior = hypothesis_posterior(
     kernel(inputs, inputs), kernel(tests, inputs), kernel(tests, tests), targets, jitter=jitter
@@ -161,32 +168,18 @@ def saddlepoint_biases(law, targets):
 
 
 def tails(law, errors, targets):
-  """Biases at `targets` by the law fitted to the errors, and by the saddlepoint."""
+  """Biases at `targets` by the distribution fitted to the errors, and by the saddlepoint."""
   fitted = scaled_chi2_inductive_bias(targets, fit_scaled_chi2(errors))
   return np.asarray(fitted), np.asarray(saddlepoint_biases(law, targets))
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Required biases by dimension and by hypothesis space, `[seeds]`, and what the figure shows of them."""
-  rows = []
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
+  """Biases that kernel spaces require, `[seeds]`, and what the figure shows of them."""
+  del trained
   # The covariance of hypotheses is a difference of nearly equal matrices.
   with jax.enable_x64(True):
-    for seed in seeds:
-      rows.append(_ridge_rows(config, seed) | _digits_row(config, seed))
-  measured = {name: np.stack([np.asarray(row[name], np.float64) for row in rows]) for name in rows[0]}
-  # Together, because the networks are tiny.
-  options = {"steps": config.steps, "engine": "vmap", "label": "networks"}
-  result = sweep(build(config), {"split": seeds}, seeds=range(config.networks), **options)
-  networks = {name: result.by_point(name)[:, :, -1] for name in result.metrics}
-  with jax.enable_x64(True):
-    samples = jnp.asarray(networks["test_error"], np.float64)
-    biases = [required_inductive_bias(errors, config.digits_target) for errors in samples]
-  return measured | {
-    "network bias": np.array(biases),
-    "network errors": networks["test_error"],
-    "network train error": networks["train_error"].mean(1),
-    "network accuracy": networks["test_accuracy"].mean(1),
-  }
+    rows = [_ridge_rows(config, seed) | _digits_row(config, seed) for seed in seeds]
+  return {name: np.stack([np.asarray(row[name], np.float64) for row in rows]) for name in rows[0]}
 
 
 def _ridge_rows(config: Config, seed: int) -> dict:
@@ -200,13 +193,13 @@ def _ridge_rows(config: Config, seed: int) -> dict:
       samples=config.draws,
     )
     mean, _ = error_moments(law)
-    targets = jnp.concatenate([jnp.array([config.target]), mean * jnp.array(SHARES + CURVE)])
+    targets = jnp.concatenate([jnp.array([config.target]), mean * jnp.array(FRACTIONS + CURVE)])
     fitted, saddlepoint = tails(law, errors, targets)
     row[f"bias {dimension}"] = fitted[0]
     row[f"saddlepoint bias {dimension}"] = saddlepoint[0]
-    for index, share in enumerate(SHARES, start=1):
-      row[f"tail {share:g} {dimension}"] = abs(fitted[index] / saddlepoint[index] - 1)
-    row[f"curve {dimension}"] = np.stack([fitted, saddlepoint])[:, 1 + len(SHARES) :]
+    for index, fraction in enumerate(FRACTIONS, start=1):
+      row[f"tail {fraction:g} {dimension}"] = abs(fitted[index] / saddlepoint[index] - 1)
+    row[f"curve {dimension}"] = np.stack([fitted, saddlepoint])[:, 1 + len(FRACTIONS) :]
     row[f"smallest {dimension}"] = errors.min() / mean
   return row
 
@@ -226,87 +219,98 @@ def _digits_row(config: Config, seed: int) -> dict:
   return {"kernel bias": fitted[0], "kernel saddlepoint bias": saddlepoint[0], "kernel errors": errors}
 
 
-def _tail(share: float):
-  return lambda m: np.stack([m[f"tail {share:g} {dimension}"] for dimension in DIMENSIONS]).max(0)
+def summary(config: Config, trials) -> dict[str, np.ndarray]:
+  """What was measured of kernel spaces, and the same of the networks."""
+  networks = trials["networks"]
+  errors = networks.last("test_error")
+  with jax.enable_x64(True):
+    samples = jnp.asarray(errors, np.float64)
+    biases = [required_inductive_bias(each, config.digits_target) for each in samples]
+  return {
+    **trials.measured,
+    "network bias": np.array(biases),
+    "network errors": errors,
+    "network train error": networks.last("train_error").mean(1),
+    "network accuracy": networks.last("test_accuracy").mean(1),
+  }
 
 
-RIDGE = (
-  "sin(3 u.x) on a cube, 100 training and 60 test inputs, Gaussian kernel of bandwidth 0.5, 1,500 hypotheses,"
-  " test error 0.05"
-)
-CLAIMS = (
-  Claim(
-    "dimension_5",
-    "a task of more dimensions requires more inductive bias",
-    f"nats required in five dimensions less those in four; {RIDGE}",
-    lambda m: m["bias 5"] - m["bias 4"],
-    at_least=10.0,
-  ),
-  Claim(
-    "dimension_6",
-    "and more still in six dimensions",
-    "nats required in six dimensions less those in five, same setting",
-    lambda m: m["bias 6"] - m["bias 5"],
-    at_least=0.0,
-  ),
-  Claim(
+def _tail(fraction: float):
+  return lambda s: np.stack([s[f"tail {fraction:g} {dimension}"] for dimension in DIMENSIONS]).max(0)
+
+
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On dimensions, on networks, and on the tail of the fitted distribution."""
+  ridge = (
+    f"sin(3 u.x) on a cube, {config.examples} training and {config.tests} test inputs, Gaussian kernel of bandwidth"
+    f" {config.bandwidth:g}, {config.draws:,} hypotheses"
+  )
+  digits = (
+    f"digits, {config.digits} training and {config.digits_tests} test images, mean squared error"
+    f" {config.digits_target:g} against one-hot labels"
+  )
+  network = "-".join(map(str, (64, *config.hidden, CLASSES)))
+  dimensions = [
+    Claim(
+      f"dimension_{high}",
+      f"A task of {high} dimensions requires more inductive bias than one of {low}",
+      f"nats required in {high} dimensions minus those in {low}; {ridge}, test error {config.target:g}",
+      lambda s, low=low, high=high: s[f"bias {high}"] - s[f"bias {low}"],
+      at_least=bound,
+    )
+    for low, high, bound in zip(DIMENSIONS, DIMENSIONS[1:], (10.0, 0.0))
+  ]
+  tails = [
+    Claim(
+      name,
+      f"The distribution fitted to sampled errors gives the bias required at {fraction:g} of the mean error within"
+      f" {100 * bound:.0f} %",
+      "largest relative difference of fitted and saddlepoint bias over four to six dimensions, at"
+      f" {fraction:g} of the mean error; {ridge}",
+      _tail(fraction),
+      at_most=bound,
+    )
+    for name, fraction, bound in zip(("tail_half", "tail_fifth"), FRACTIONS, (0.1, 0.3))
+  ]
+  networks = Claim(
     "networks",
-    "neural networks encode a large inductive bias relative to a generic kernel space",
-    "nats required by a Gaussian kernel of bandwidth 2 less those required by 60 trained networks 64-16-16-10; digits,"
-    " 300 training and 200 test images, mean squared error 0.04 against one-hot labels",
-    lambda m: m["kernel bias"] - m["network bias"],
+    "Neural networks encode a large inductive bias relative to a generic kernel space",
+    f"nats required by a Gaussian kernel of bandwidth {config.digits_bandwidth:g} minus those required by"
+    f" {config.networks} trained networks {network}; {digits}",
+    lambda s: s["kernel bias"] - s["network bias"],
     at_least=100.0,
-  ),
-  Claim(
-    "tail_half",
-    "the fitted law is read reliably at half of the mean error",
-    "largest relative difference of fitted and saddlepoint bias over four to six dimensions, at 0.5 of the mean",
-    _tail(0.5),
-    at_most=0.1,
-  ),
-  Claim(
-    "tail_fifth",
-    "and less so at a fifth of it",
-    "the same at 0.2 of the mean",
-    _tail(0.2),
-    at_most=0.3,
-  ),
-)
+  )
+  return (*dimensions, networks, *tails)
+
+
 NOTES = (
   "Biases depend on target, test set, training set, bandwidth and scale of labels; at bandwidth 4 the kernel space of"
   " the digits needs no bias either (the card's pilot), so the bandwidth is part of the claim.",
-  "The fitted law underestimates the bias deep in the tail; the saddlepoint values, which need no sampling, are in the"
-  " figure beside it.",
+  "The fitted distribution underestimates the bias deep in the tail; the saddlepoint values, which need no sampling,"
+  " are in the figure beside it.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Bias by dimension, the lower tail by fit and saddlepoint, and the errors of kernel space and networks."""
-  import matplotlib.pyplot as plt
-
-  m = measurements
-  picture, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-  for name, marker, label in (("bias", "o", "fitted law"), ("saddlepoint bias", "x", "saddlepoint")):
-    values = np.stack([m[f"{name} {dimension}"] for dimension in DIMENSIONS])
-    line = left.plot(DIMENSIONS, values.mean(1), label=label)[0]
-    left.plot(DIMENSIONS, values, marker, color=line.get_color(), alpha=0.6, markersize=4)
-  left.set(xticks=DIMENSIONS, xlabel="dimensions", ylabel="required bias (nats)", title="ridge function, dots: seeds")
-  left.legend(frameon=False)
+  picture, (left, middle, right) = plots.panels(3)
+  for name, marker, label in (("bias", "o", "fitted distribution"), ("saddlepoint bias", "x", "saddlepoint")):
+    values = np.stack([summary[f"{name} {dimension}"] for dimension in DIMENSIONS], axis=1)
+    plots.curves(left, DIMENSIONS, {label: values}, marker=marker)
+  left.set(xticks=DIMENSIONS, xlabel="dimensions", ylabel="required bias (nats)", title="ridge function")
   for index, dimension in enumerate(DIMENSIONS):
-    fitted, saddlepoint = m[f"curve {dimension}"].mean(0)
-    middle.plot(CURVE, fitted, color=f"C{index}", label=f"d = {dimension}")
-    middle.plot(CURVE, saddlepoint, color=f"C{index}", linestyle=":")
-    middle.axvline(m[f"smallest {dimension}"].mean(), color=f"C{index}", linewidth=0.6, alpha=0.6)
+    fitted, saddlepoint = np.moveaxis(summary[f"curve {dimension}"], 1, 0)
+    plots.curves(middle, CURVE, {f"d = {dimension}": fitted}, color=f"C{index}")
+    plots.curves(middle, CURVE, {None: saddlepoint}, color=f"C{index}", linestyle=":")
+    middle.axvline(summary[f"smallest {dimension}"].mean(), color=f"C{index}", linewidth=0.6, alpha=0.6)
   middle.set(xscale="log", yscale="log", xlabel="test error / mean error", ylabel="required bias (nats)")
   middle.set_ylim(bottom=0.3)
   middle.set_title("fitted (solid), saddlepoint (dotted),\nsmallest sampled error (vertical)", fontsize=10)
-  middle.legend(frameon=False)
   for name, label in (("kernel", "kernel space"), ("network", "trained networks")):
-    errors = m[f"{name} errors"].ravel()
-    bias = m[f"{name} bias"].mean()
+    errors, bias = summary[f"{name} errors"].ravel(), summary[f"{name} bias"].mean()
     right.hist(errors, bins=40, density=True, alpha=0.6, label=f"{label}: {bias:.0f} nats to target")
-  right.axvline(0.04, color="k", linestyle=":", label="target")
+  right.axvline(config.digits_target, color="k", linestyle=":", label="target")
   right.set(xlabel="test error", ylabel="density", title="digits", yscale="log", ylim=(0.05, 3e3))
-  right.legend(frameon=False, fontsize=8)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  for axis in (left, middle, right):
+    axis.legend(frameon=False, fontsize=8)
+  plots.save(picture, path)

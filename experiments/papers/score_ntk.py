@@ -1,8 +1,11 @@
-"""Score estimation as kernel regression: wide networks follow a kernel, noisy targets ask to stop early."""
+"""Score estimation as kernel regression: wide networks follow a kernel, noisy targets ask to stop early.
+
+Kernel regression of the score of four Gaussians, stopped by a rule or never, with samples from both; networks of three
+widths beside the kernel that they follow.
+"""
 
 import dataclasses
 import functools
-import pathlib
 
 import diffrax
 import jax
@@ -10,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
-from jaxreg.kernels import posterior_mean as closed
+from experiments.harness.trials import Cell
+from jaxreg.denoising import posterior_mean as closed
 from jaxreg.kernels.gradient_flow import gradient_descent_coefficients, kernel_eigensystem
 from jaxreg.kernels.rbf import rbf_kernel, squared_distances
 from jaxreg.kernels.score_ntk import early_stopping_step, score_ntk
 from jaxreg.losses.score_matching import posterior_mean_squared_loss
 from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
-from jaxreg.training import Task, sweep
+from jaxreg.training import Task, gradient_task
 
 CARD = "29-score_ntk"
 MIXTURE = {
@@ -74,16 +79,12 @@ PRESETS = {
 }
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """A network of two layers, trained on all its noisy examples at every step, beside the kernel that it follows."""
-  return _network_task(config, config.width)
-
-
-def _network_task(config: Config, width: int) -> Task:
   draw = functools.partial(_examples, dtype=np.float32)
   train, test = draw(config.network_train, seed=0), draw(config.network_train, seed=1)
   expected, rate = _kernel_prediction(config, train, test)
-  model = PosteriorMeanMLP(width, 2)
+  model = PosteriorMeanMLP(config.width, 2)
   apply = lambda params, fixed, inputs: model.apply({"params": params, "fixed": fixed}, inputs)
 
   def init_params(key, hparams):
@@ -91,8 +92,8 @@ def _network_task(config: Config, width: int) -> Task:
     variables = model.init(key, train["x"])
     return variables["params"], variables["fixed"]
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
+  def objective(params, extra, batch, context):
+    del context
     losses = posterior_mean_squared_loss(apply(params, extra, batch["x"]), batch["y"])
     return jnp.sum(losses) / 2 * rate, (extra, {})
 
@@ -104,15 +105,16 @@ def _network_task(config: Config, width: int) -> Task:
       "posterior_mean_error": jnp.mean((predictions - test["truth"]) ** 2),
     }
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=lambda hparams: optax.sgd(hparams["learning_rate"]),
+  return gradient_task(
+    init_params,
+    objective,
+    lambda hparams: optax.sgd(hparams["learning_rate"]),
     data={"x": train["x"], "y": train["y"]},
     batch_size=None,
     hparams={"learning_rate": config.learning_rate},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=apply,
+    config=config,
   )
 
 
@@ -149,27 +151,25 @@ def _inputs(noisy, time):
   return jnp.concatenate([noisy, time[:, None], jnp.ones((len(noisy), 1), noisy.dtype)], axis=1)
 
 
-def points(config: Config) -> dict[str, list[float]]:
-  """Steps in units of the inverse of the largest eigenvalue."""
-  del config
-  return {"learning_rate": [0.25, 0.5, 1.0]}
+def cell(config: Config) -> Cell:
+  """As many steps as the comparison with the kernel takes; steps in units of the inverse eigenvalue vary."""
+  points = {"learning_rate": [0.25, 0.5, 1.0]}
+  return Cell(task(config), config.network_steps, points, log_every=max(config.network_steps // 4, 1))
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """As many steps as the comparison with the kernel takes."""
-  return {"steps": config.network_steps, "log_every": config.network_steps // 4, "eval_every": config.network_steps}
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Networks of three widths."""
+  del seeds
+  of = lambda width: cell(dataclasses.replace(config, width=width))._replace(points={}, engine="map")
+  return {f"width {width}": of(width) for width in config.widths}
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Errors of kernel regression over the steps, `[seeds, steps]`, gaps of networks, and samples."""
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
+  """Errors of kernel regression over the steps, `[seeds, steps]`, and samples."""
+  del trained
   with jax.enable_x64(True):
     by_seed = [_kernel(config, seed) for seed in seeds]
-  measured = {name: np.stack([one[name] for one in by_seed]) for name in by_seed[0]}
-  for width in config.widths:
-    task = _network_task(config, width)
-    result = sweep(task, {}, seeds=seeds, steps=config.network_steps, label=f"width {width}", engine="map")
-    measured[f"gap {config.widths.index(width)}"] = result.by_point("kernel_gap")[0, :, -1]
-  return measured
+  return {name: np.stack([one[name] for one in by_seed]) for name in by_seed[0]}
 
 
 def _steps_grid() -> np.ndarray:
@@ -266,60 +266,77 @@ def _distance_to_nearest(samples, train):
   return jnp.mean(jnp.sqrt(jnp.min(squared_distances(samples, train), axis=1)))
 
 
-CLAIMS = (
-  Claim(
-    "early stopping",
-    "kernel regression of the score has to stop early",
-    "least mean squared error to the posterior mean over the steps, over the error after 1e7 steps, 1,000 examples",
-    lambda m: m["errors"].min(1) / m["errors"][:, -1],
-    at_most=0.25,
-  ),
-  Claim(
-    "rule",
-    "the stopping rule, which uses no further data, stops early enough to help",
-    "error at the rule's step over the error after 1e7 steps",
-    lambda m: m["rule error"] / m["errors"][:, -1],
-    at_most=0.7,
-  ),
-  Claim(
-    "noise is the reason",
-    "with clean targets no stopping is needed",
-    "error after 1e7 steps with posterior means as targets",
-    lambda m: m["clean errors"][:, -1],
-    at_most=0.01,
-  ),
-  Claim(
-    "follows the kernel",
-    "the wider the network, the closer it follows the kernel",
-    "root mean squared difference on test points after 200 steps, width 100 over width 1,000, 60 examples",
-    lambda m: m["gap 0"] / m["gap 1"],
-    at_least=1.5,
-  ),
-  Claim(
-    "follows more closely",
-    "and closer still",
-    "the same, width 1,000 over width 10,000",
-    lambda m: m["gap 1"] / m["gap 2"],
-    at_least=1.5,
-  ),
-  Claim(
-    "samples",
-    "samples from the stopped score are nearer to the distribution than those after 1e7 steps",
-    "squared MMD (unbiased, bandwidth 1/2) to fresh data, stopped by the rule less after 1e7 steps, 500 samples",
-    lambda m: m["rule mmd"] - m["late mmd"],
-    at_most=0.0,
-  ),
-  Claim(
-    "reproduces",
-    "after 1e7 steps the samples are training points, stopped ones are not",
-    "mean distance to the nearest training point, stopped by the rule over after 1e7 steps",
-    lambda m: m["rule distance"] / m["late distance"],
-    at_least=2.0,
-  ),
-)
+def summary(config: Config, trials) -> dict[str, np.ndarray]:
+  """What was measured of kernel regression, and the networks' gaps to the kernel."""
+  gaps = {f"gap {index}": trials[f"width {width}"].last("kernel_gap")[0] for index, width in enumerate(config.widths)}
+  return {**trials.measured, **gaps}
+
+
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On stopping early, on networks beside the kernel, and on samples."""
+  late = f"{LATE:.0e}".replace("e+0", "e")
+  regression = f"kernel regression on {config.train:,} noisy examples of four Gaussians"
+  narrow, middle, wide = (f"{width:,}" for width in config.widths)
+  gap = (
+    f"root mean squared difference to the kernel's predictions on test points after {config.network_steps} steps, width"
+    f" {{}} over width {{}}, {config.network_train} examples"
+  )
+  return (
+    Claim(
+      "early stopping",
+      "Kernel regression of the score has to stop early",
+      f"least mean squared error to the posterior mean over the steps, over the error after {late} steps; {regression}",
+      lambda s: s["errors"].min(1) / s["errors"][:, -1],
+      at_most=0.25,
+    ),
+    Claim(
+      "rule",
+      "A stopping rule that uses no further data stops kernel regression of the score early enough to help",
+      f"mean squared error to the posterior mean at the rule's step over that after {late} steps; {regression}",
+      lambda s: s["rule error"] / s["errors"][:, -1],
+      at_most=0.7,
+    ),
+    Claim(
+      "noise is the reason",
+      "Kernel regression of the score on clean targets needs no stopping",
+      f"mean squared error after {late} steps with posterior means as targets; {regression}",
+      lambda s: s["clean errors"][:, -1],
+      at_most=0.01,
+    ),
+    Claim(
+      "follows the kernel",
+      f"A network of width {middle} follows the kernel of the score more closely than one of width {narrow}",
+      gap.format(narrow, middle),
+      lambda s: s["gap 0"] / s["gap 1"],
+      at_least=1.5,
+    ),
+    Claim(
+      "follows more closely",
+      f"A network of width {wide} follows the kernel of the score more closely than one of width {middle}",
+      gap.format(middle, wide),
+      lambda s: s["gap 1"] / s["gap 2"],
+      at_least=1.5,
+    ),
+    Claim(
+      "samples",
+      f"Samples from the score stopped by the rule are nearer to the distribution than those after {late} steps",
+      f"squared MMD (unbiased, bandwidth 1/2) to fresh data, stopped by the rule minus after {late} steps,"
+      f" {config.samples} samples; {regression}",
+      lambda s: s["rule mmd"] - s["late mmd"],
+      at_most=0.0,
+    ),
+    Claim(
+      "reproduces",
+      f"Samples after {late} steps are training points, samples from the score stopped by the rule are not",
+      f"mean distance of {config.samples} samples to the nearest training point, stopped by the rule over after {late}"
+      f" steps; {regression}",
+      lambda s: s["rule distance"] / s["late distance"],
+      at_least=2.0,
+    ),
+  )
+
+
 NOTES = (
-  "The card did not try its third check (samples); its thresholds are guesses. The samples are posterior means at the"
-  " first time, 0.05.",
   "Seen in the first run, with the claims as they stand: the rule stops after 5 steps, as conservative as the card"
   " says, when the score is still almost linear, so that its samples fill the middle of the square. They are therefore"
   " farther from the distribution than those after 1e7 steps, and far from all training points: the ratio of distances"
@@ -327,32 +344,32 @@ NOTES = (
   " least test error, which have a larger MMD than those after 1e7 steps as well.",
   "Networks share one training set over the seeds, which draw their initial weights; everything else is drawn anew.",
 )
+DEVIATIONS = (
+  "The card did not try its third check (samples); its thresholds are guesses. The samples are posterior means at the"
+  " first time, 0.05.",
+)
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Errors over the steps, gaps over the widths, and samples of the first seed."""
-  import matplotlib.pyplot as plt
-
-  picture, axes = plt.subplots(1, 5, figsize=(18, 3.8), layout="constrained", width_ratios=(1.3, 1, 1, 1, 1))
-  steps = _steps_grid()
-  for color, (name, label) in enumerate((("errors", "noisy targets"), ("clean errors", "clean targets"))):
-    axes[0].loglog(steps, measurements[name].T, f"C{color}", alpha=0.3, linewidth=0.8)
-    axes[0].loglog(steps, measurements[name].mean(0), f"C{color}", label=label)
-  axes[0].loglog(measurements["rule step"], measurements["rule error"], "k.", label="stopping rule")
-  axes[0].set(xlabel="steps", ylabel="MSE to the posterior mean", title="kernel regression")
-  axes[0].legend(frameon=False)
-  gaps = np.stack([measurements[f"gap {index}"] for index in range(3)])
-  axes[1].loglog(10.0 ** np.arange(3), gaps, "C0.-", alpha=0.3, linewidth=0.8)
-  axes[1].loglog(10.0 ** np.arange(3), gaps.mean(1), "C0o-", label="mean over seeds")
-  axes[1].loglog(10.0 ** np.arange(3), gaps.mean() * 10 ** (0.5 - np.arange(3) / 2), "k--", label="inverse root")
-  axes[1].set(xlabel="width over that of the narrowest", ylabel="rms difference", title="network and kernel")
-  axes[1].legend(frameon=False)
-  titles = ("stopped by the rule", "stopped at the best step", "after 1e7 steps")
-  for axis, name, label in zip(axes[2:], ("rule", "best", "late"), titles):
-    axis.plot(*measurements["fresh"][0].T, ".", color="0.75", markersize=3, label="fresh data")
-    axis.plot(*measurements[f"{name} samples"][0].T, "C3.", markersize=3, label="samples")
-    label = f"{label}\nsquared MMD {measurements[f'{name} mmd'].mean():.3f} over seeds"
+  picture, (left, right, *axes) = plots.panels(5)
+  targets = {"noisy targets": summary["errors"], "clean targets": summary["clean errors"]}
+  plots.curves(left, _steps_grid(), targets)
+  plots.scatter(left, {"stopping rule": (summary["rule step"], summary["rule error"])}, color="k")
+  left.set(xlabel="steps", ylabel="MSE to the posterior mean", title="kernel regression")
+  gaps = np.stack([summary[f"gap {index}"] for index in range(len(config.widths))], axis=1)
+  plots.curves(right, config.widths, {"networks": gaps}, marker="o")
+  widths = np.array(config.widths)
+  right.plot(widths, gaps.mean() * (widths / widths[1]) ** -0.5, "k--", label="inverse root")
+  right.set(xlabel="width", ylabel="rms difference", title="network and kernel")
+  for axis in (left, right):
+    axis.set(xscale="log", yscale="log")
+    axis.legend(frameon=False)
+  titles = ("stopped by the rule", "stopped at the best step", f"after {LATE:g} steps")
+  for axis, name, label in zip(axes, ("rule", "best", "late"), titles):
+    plots.scatter(axis, {"fresh data": summary["fresh"][0].T}, color="0.75", markersize=3)
+    plots.scatter(axis, {"samples": summary[f"{name} samples"][0].T}, color="C3", markersize=3)
+    label = f"{label}\nsquared MMD {summary[f'{name} mmd'].mean():.3f} over seeds"
     axis.set(title=label, xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
-  axes[4].legend(frameon=False, loc="center")
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  axes[-1].legend(frameon=False, loc="center")
+  plots.save(picture, path)

@@ -1,15 +1,20 @@
-"""Self-distillation: what ground truth does to the regularization that grows from round to round."""
+"""Self-distillation: what ground truth does to the regularization that grows from round to round.
+
+Kernel regression in closed form: harm and gain over the rounds at several weights of the ground truth, and the limit.
+Networks: the weight that one student without ground truth estimates against a grid of weights.
+"""
 
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.data import bundled
 from jaxreg.data.noise import symmetric_noise
 from jaxreg.kernels import self_distillation as distill
@@ -17,11 +22,11 @@ from jaxreg.kernels.gradient_flow import class_targets, kernel_regression
 from jaxreg.kernels.rbf import rbf_kernel
 from jaxreg.losses.distillation import self_distillation_squared_loss
 from jaxreg.models import MLP
-from jaxreg.training import Task, TrainState, sweep
-from jaxreg.training.task import gradient_step
+from jaxreg.training import Task, gradient_task
 
 CARD = "14-self_distillation"
 RIDGES = {"strong": 1.0, "weak": 0.1}
+LIMIT = {"ridge": 1.0, "target_weight": 0.5}
 WEIGHTS = (0.0, 0.25, 0.5)  # of the ground truth in kernel regression
 GRID = (0.0, 0.25, 0.5, 0.75)  # of the ground truth for networks
 ROUNDS = 6
@@ -34,11 +39,11 @@ class Config:
 
   Attributes:
     kernel_train: training examples of kernel regression.
-    kernel_noise: share of their labels replaced by uniform ones.
+    kernel_noise: fraction of their labels replaced by uniform ones.
     gamma: of the kernel `exp(-gamma |x - x'|^2)` of pixels in [0, 1].
     limit_rounds: rounds after which the fit is compared with its limit.
     train: training examples of networks, drawn with seed 0.
-    noise_rate: share of their labels replaced by uniform ones, drawn with the run's key.
+    noise_rate: fraction of their labels replaced by uniform ones, drawn with the run's key.
     hidden: widths of the hidden layers.
     learning_rate: of Adam.
     batch_size: examples per step.
@@ -77,7 +82,7 @@ PRESETS = {
 }
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """All rounds as one run: a network, then a new one of the same kind with the one before as its teacher.
 
   At the end of a round the student becomes the teacher, and student and optimizer start anew.
@@ -91,12 +96,11 @@ def build(config: Config) -> Task:
     params, noise = jax.random.split(key)
     labels = symmetric_noise(noise, train["y"], rate=hparams["noise_rate"], num_classes=10)
     params = fresh(params)
-    return params, {"labels": labels, "first": params, "teacher": params, "round": jnp.int32(0)}
+    return params, {"labels": labels, "first": params, "teacher": params}
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, axis_name
+  def objective(params, extra, batch, context):
     labels = extra["labels"][batch["id"]]
-    weight = jnp.where(extra["round"] == 0, 1.0, hparams["target_weight"])
+    weight = jnp.where(context.step < config.round_steps, 1.0, context.hparams["target_weight"])
     student, teacher = logits(params, batch["x"]), logits(extra["teacher"], batch["x"])
     loss = self_distillation_squared_loss(student, teacher, labels, target_weight=weight)
     return jnp.mean(loss), (extra, {})
@@ -116,30 +120,32 @@ def build(config: Config) -> Task:
       "estimated_weight": estimate,  # of value when this round was trained with weight 0
     }
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=lambda hparams: optax.adam(hparams["learning_rate"]),
+  optimizer = lambda hparams: optax.adam(hparams["learning_rate"])
+  within = gradient_task(
+    init_params,
+    objective,
+    optimizer,
     data=train,
     batch_size=config.batch_size,
     hparams={"target_weight": 0.25, "noise_rate": config.noise_rate, "learning_rate": config.learning_rate},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=lambda params, extra, inputs: jax.nn.softmax(logits(params, inputs)),
-    custom_step=functools.partial(_step, config.round_steps, fresh),
+    config=config,
   )
 
+  def next_round(state, hparams):
+    index = state.step // config.round_steps
+    first = jax.tree.map(lambda a, b: jnp.where(index == 1, a, b), state.params, state.extra["first"])
+    params = fresh(jax.random.fold_in(jax.random.fold_in(state.key, 2), index))
+    extra = {**state.extra, "first": first, "teacher": state.params}
+    return state._replace(params=params, extra=extra, opt_state=optimizer(hparams).init(params))
 
-def _step(round_steps, fresh, task: Task, state: TrainState, batch, hparams):
-  """A gradient step, before which a round may end."""
+  def step(state, batch, hparams):
+    ends = (state.step > 0) & (state.step % config.round_steps == 0)
+    state = jax.lax.cond(ends, lambda state: next_round(state, hparams), lambda state: state, state)
+    return within.step(state, batch, hparams)
 
-  def next_round(state):
-    first = jax.tree.map(lambda a, b: jnp.where(state.extra["round"] == 0, a, b), state.params, state.extra["first"])
-    extra = {**state.extra, "first": first, "teacher": state.params, "round": state.extra["round"] + 1}
-    params = fresh(jax.random.fold_in(jax.random.fold_in(state.key, 2), extra["round"]))
-    return state._replace(params=params, extra=extra, opt_state=task.optimizer(hparams).init(params))
-
-  ends = (state.step > 0) & (state.step % round_steps == 0)
-  return gradient_step(task, jax.lax.cond(ends, next_round, lambda state: state, state), batch, hparams)
+  return dataclasses.replace(within, step=step, make_step=None)
 
 
 def _error(predictions, labels):
@@ -151,24 +157,37 @@ def _network_data(config: Config):
   return bundled.split(bundled.digits(), sizes=(config.train, VALIDATION, 1797 - config.train - VALIDATION))
 
 
-def points(config: Config) -> dict[str, list[float]]:
-  """Weights of the ground truth."""
-  del config
-  return {"target_weight": [*GRID, 1.0]}
+def cell(config: Config) -> Cell:
+  """All rounds; the weight of the ground truth varies."""
+  return Cell(
+    task(config),
+    steps=config.rounds * config.round_steps,
+    points={"target_weight": [*GRID, 1.0]},
+    eval_every=config.round_steps,
+    log_every=max(config.round_steps // 4, 1),
+  )
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """All rounds."""
-  steps = config.rounds * config.round_steps
-  return {"steps": steps, "log_every": config.round_steps // 4, "eval_every": config.round_steps}
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """A grid of weights, and the weights that the students without ground truth estimate."""
+  del seeds
+  # In turn: side by side, every step would also compute the next round's initial parameters.
+  base = cell(config)._replace(eval_every=None, engine="map")
+  # Every seed's estimate with every seed, of which each seed's own is kept: points do not vary over seeds.
+  estimated = lambda trials: {"target_weight": list(np.clip(_estimates(trials), 0, 1))}
+  return {"grid": base._replace(points={"target_weight": list(GRID)}), "estimated": base._replace(points=estimated)}
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Errors and accuracies of all rounds of kernel regression, `[seeds, rounds]`, and errors of networks, `[seeds]`."""
+def _estimates(trials) -> np.ndarray:
+  return trials["grid"].last("estimated_weight")[GRID.index(0.0)]
+
+
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
+  """Errors and accuracies of all rounds of kernel regression, `[seeds, rounds]`."""
+  del trained
   with jax.enable_x64(True):  # the rounds come within 1e-9 of their limit
     by_seed = [_kernel_rounds(config, seed) for seed in seeds]
-  measured = {name: np.stack([one[name] for one in by_seed]) for name in by_seed[0]}
-  return {**measured, **_networks(config, seeds)}
+  return {name: np.stack([one[name] for one in by_seed]) for name in by_seed[0]}
 
 
 def _kernel_rounds(config: Config, seed: int) -> dict[str, np.ndarray]:
@@ -241,118 +260,113 @@ def _best_rounds(grams, targets, truth, ridge):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _distance_to_limit(gram, targets, rounds):
-  """Relative distance of the last round at weight 1/2 from ridge regression with the effective ridge."""
-  options = dict(ridge=1.0, target_weight=0.5)
-  fitted = distill.self_distilled_regression(gram, targets, rounds=rounds, **options).fitted[-1]
-  limit = gram @ kernel_regression(gram, targets, ridge=distill.effective_ridge(*options.values()))
+  """Relative distance of the last round from ridge regression with the effective ridge."""
+  fitted = distill.self_distilled_regression(gram, targets, rounds=rounds, **LIMIT).fitted[-1]
+  limit = gram @ kernel_regression(gram, targets, ridge=distill.effective_ridge(*LIMIT.values()))
   return jnp.linalg.norm(fitted - limit) / jnp.linalg.norm(limit)
 
 
-def _networks(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  # In turn: side by side, every step would also compute the next round's initial parameters.
-  task, options = build(config), dict(seeds=seeds, steps=config.rounds * config.round_steps, engine="map")
-  result = sweep(task, {"target_weight": list(GRID)}, label="weights", **options)
-  errors = {name: result.by_point(name)[:, :, -1] for name in ("valid_error", "test_error", "first_valid_error")}
-  estimates = result.by_point("estimated_weight")[GRID.index(0.0), :, -1]
-  # Every seed's estimate with every seed, of which each seed's own is kept: points do not vary over seeds.
-  result = sweep(task, {"target_weight": list(np.clip(estimates, 0, 1))}, label="estimates", **options)
-  own = lambda name: np.diagonal(result.by_point(name)[:, :, -1])
-  measured = {"network estimate": estimates, "network first": errors["first_valid_error"][0]}
+def summary(config: Config, trials) -> dict[str, np.ndarray]:
+  """What was measured of kernel regression, and errors of networks, `[seeds]`."""
+  del config
+  grid, estimated = trials["grid"], trials["estimated"]
+  summed = {**trials.measured, "network estimate": _estimates(trials)}
+  summed["network first"] = grid.last("first_valid_error")[0]
   for name in ("valid_error", "test_error"):
-    measured |= {f"network {name}, {weight}": values for weight, values in zip(GRID, errors[name])}
-    measured[f"network {name}, estimated"] = own(name)
-  return measured
+    summed |= {f"network {name}, {weight}": values for weight, values in zip(GRID, grid.last(name))}
+    summed[f"network {name}, estimated"] = np.diagonal(estimated.last(name))
+  return summed
 
 
-def _smallest_gap(measured):
-  last = [measured[f"strong error, {weight}"][:, -1] for weight in (*WEIGHTS, "best")]
+def _smallest_gap(summary):
+  last = [summary[f"strong error, {weight}"][:, -1] for weight in (*WEIGHTS, "best")]
   return np.min([a - b for a, b in zip(last, last[1:])], axis=0)
 
 
 def _gain(weight):
-  def gain(measured):
-    accuracy = measured[f"weak accuracy, {weight}"]
-    return accuracy[:, -1] - accuracy[:, 0]
-
-  return gain
+  return lambda s: s[f"weak accuracy, {weight}"][:, -1] - s[f"weak accuracy, {weight}"][:, 0]
 
 
-CLAIMS = (
-  Claim(
-    "dampened",
-    "the more ground truth, the less harm self-distillation does to an over-regularized kernel regression",
-    "least of the differences of the test MSE at round 6 between weights 0, 0.25, 0.5 and the best one, digits with"
-    " 30 % noise, ridge 1",
-    _smallest_gap,
-    at_least=0.0,
-  ),
-  Claim(
-    "amplified",
-    "without ground truth the error grows by a third",
-    "test MSE at round 6 over that at round 1, weight 0, ridge 1",
-    lambda m: m["strong error, 0.0"][:, -1] / m["strong error, 0.0"][:, 0],
-    at_least=1.3,
-  ),
-  Claim(
-    "gain without ground truth",
-    "an under-regularized kernel regression gains from self-distillation",
-    "test accuracy at round 6 less that at round 1, weight 0, ridge 0.1",
-    _gain(0.0),
-    at_least=0.05,
-  ),
-  Claim(
-    "gain with ground truth",
-    "and gains less, but still, with ground truth",
-    "the same at weight 0.25",
-    _gain(0.25),
-    at_least=0.03,
-  ),
-  Claim(
-    "limit",
-    "the limit is ridge regression with the ridge divided by the weight",
-    "relative distance of the fit after 30 rounds, weight 0.5, ridge 1",
-    lambda m: m["distance to limit"],
-    at_most=1e-6,
-  ),
-  Claim(
-    "estimate for networks",
-    "one student trained without ground truth tells a weight for networks as good as a grid search",
-    "validation MSE of the student at the estimated weight over the best of weights 0, 0.25, 0.5, 0.75,"
-    " MLP 64-128-128-10 on digits with 40 % noise, clean validation set",
-    lambda m: m["network valid_error, estimated"] / np.min([m[f"network valid_error, {w}"] for w in GRID], axis=0),
-    at_most=1.01,
-  ),
-)
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On the harm, the gain and the limit of kernel regression, and on the estimated weight for networks."""
+  digits = f"{config.kernel_train} digits with {100 * config.kernel_noise:g} % label noise"
+  network = "-".join(map(str, (64, *config.hidden, 10)))
+  strong, weak = RIDGES.values()
+  weights = ", ".join(map("{:g}".format, WEIGHTS))
+  gain = f"test accuracy at round {ROUNDS} minus that at round 1, weight {{:g}}, ridge {weak:g}, {digits}"
+  return (
+    Claim(
+      "dampened",
+      "The more ground truth, the less harm self-distillation does to an over-regularized kernel regression",
+      f"smallest difference of the test MSE at round {ROUNDS} between neighbours among weights {weights} and the best"
+      f" one, ridge {strong:g}, {digits}",
+      _smallest_gap,
+      at_least=0.0,
+    ),
+    Claim(
+      "amplified",
+      "Self-distillation without ground truth raises the error of an over-regularized kernel regression by a third",
+      f"test MSE at round {ROUNDS} over that at round 1, weight 0, ridge {strong:g}, {digits}",
+      lambda s: s["strong error, 0.0"][:, -1] / s["strong error, 0.0"][:, 0],
+      at_least=1.3,
+    ),
+    Claim(
+      "gain without ground truth",
+      "An under-regularized kernel regression gains accuracy from self-distillation without ground truth",
+      gain.format(0.0),
+      _gain(0.0),
+      at_least=0.05,
+    ),
+    Claim(
+      "gain with ground truth",
+      "An under-regularized kernel regression also gains accuracy from self-distillation with ground truth",
+      gain.format(0.25),
+      _gain(0.25),
+      at_least=0.03,
+    ),
+    Claim(
+      "limit",
+      "Self-distilled kernel regression converges to ridge regression with the ridge divided by the weight",
+      f"relative distance of the fit after {config.limit_rounds} rounds to that limit, weight"
+      f" {LIMIT['target_weight']:g}, ridge {LIMIT['ridge']:g}, {digits}",
+      lambda s: s["distance to limit"],
+      at_most=1e-6,
+    ),
+    Claim(
+      "estimate for networks",
+      "One student trained without ground truth gives a weight for networks as good as a grid search finds",
+      f"validation MSE of the student at the estimated weight over the best of weights {', '.join(map(str, GRID))}, MLP"
+      f" {network} on {config.train} digits with {100 * config.noise_rate:g} % label noise, {VALIDATION} clean ones for"
+      " validation",
+      lambda s: s["network valid_error, estimated"] / np.min([s[f"network valid_error, {w}"] for w in GRID], axis=0),
+      at_most=1.01,
+    ),
+  )
+
+
 NOTES = (
   "Reported, not gated: the round of the least test MSE at ridge 0.1 (the card expects 4 or 5 at weight 0, the last one"
   " at weights 0.25 and 0.5), in the figure; the estimated weights of networks, which are noisy and often negative.",
+)
+DEVIATIONS = (
   "The card leaves open how many digits the network is trained on (here 1,000), the batch size (64) and the learning"
   " rate (1e-3, the official default); they were fixed before the run.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Errors over the rounds of kernel regression for both ridges, and of networks over the weights."""
-  import matplotlib.pyplot as plt
-
-  picture, axes = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained")
-  at = np.arange(1, ROUNDS + 1)
+  del config
+  picture, axes = plots.panels(4)
+  rounds = np.arange(1, ROUNDS + 1)
   panels = (("strong error", "test MSE"), ("weak error", "test MSE"), ("weak accuracy", "test accuracy"))
   for axis, (name, label) in zip(axes, panels):
-    for color, weight in enumerate((*WEIGHTS, "best")):
-      values = measurements[f"{name}, {weight}"]
-      axis.plot(at, values.T, color=f"C{color}", alpha=0.25, linewidth=0.8)
-      axis.plot(at, values.mean(0), f"C{color}o-", markersize=4, label=f"weight {weight}")
+    plots.curves(axis, rounds, {f"weight {weight}": summary[f"{name}, {weight}"] for weight in (*WEIGHTS, "best")})
     ridge = RIDGES[name.split()[0]]
-    axis.set(xlabel="round", ylabel=label, title=f"kernel regression, ridge {ridge:g}", xticks=at)
+    axis.set(xlabel="round", ylabel=label, title=f"kernel regression, ridge {ridge:g}", xticks=rounds)
   axes[0].legend(frameon=False)
-  names = ["first", *(f"valid_error, {weight}" for weight in (*GRID, "estimated"))]
-  values = np.stack([measurements[f"network {name}"] for name in names])
-  axes[3].plot(values, "k.-", alpha=0.25, linewidth=0.8, markersize=4)
-  axes[3].plot(values.mean(1), "C3o", label="mean over seeds")
-  labels = ["no\nteacher", *map(str, GRID), "esti-\nmated"]
-  axes[3].set(xticks=range(len(names)), xticklabels=labels, xlabel="weight", ylabel="validation MSE",
-              title="networks, round 2")  # fmt: skip
-  axes[3].legend(frameon=False)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  bars = {"no\nteacher": summary["network first"]}
+  bars |= {f"{weight}": summary[f"network valid_error, {weight}"] for weight in (*GRID, "estimated")}
+  plots.bars(axes[3], bars)
+  axes[3].set(xlabel="weight", ylabel="validation MSE", title="networks, round 2")
+  plots.save(picture, path)

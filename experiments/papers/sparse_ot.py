@@ -1,13 +1,13 @@
 """Sparsity-constrained transport: plans with k non-zeros per column, colour transfer, a router of experts.
 
-The paper's own setting is a V-MoE B/32 with 32 experts, pre-trained on JFT-300M; this recipe trains a small mixture of
-experts on image patches.
+In closed form: transport between two clouds of points for every k, and between the colours of two photographs. By
+training: a mixture of experts with either of two routers, on image patches. The paper's own setting is a V-MoE B/32
+with 32 experts, pre-trained on JFT-300M.
 """
 
 import dataclasses
 import functools
 import math
-import pathlib
 
 import flax.linen as nn
 import jax
@@ -17,14 +17,17 @@ import optax
 import scipy.optimize
 import scipy.sparse
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell
 from jaxreg.data import bundled
 from jaxreg.layers.expert_router import SparseTransportRouter, expert_capacity
 from jaxreg.solvers.sparse_transport import solve_sparse_transport
-from jaxreg.training import Task, sweep
+from jaxreg.training import Task, gradient_task
 
 CARD = "41-sparse_ot"
 ROUTERS = ("sparse_transport", "top_1")
+COLOUR_SUPPORT, COLOUR_WEIGHT = 2, 0.1  # k, and the weight of quadratic regularization, of colour transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,7 @@ class PatchClassifier(nn.Module):
     return nn.Dense(10)(nn.relu(routed).reshape(count, -1, config.features).mean(1))
 
 
-def build(config: Config) -> Task:
+def task(config: Config) -> Task:
   """A mixture of experts on images; the hyperparameter is `learning_rate`."""
   images = bundled.mnist_subset() if config.dataset == "mnist_subset" else bundled.digits()
   train, test = bundled.split(images, sizes=config.sizes)
@@ -136,8 +139,8 @@ def build(config: Config) -> Task:
     del extra
     return model.apply({"params": params}, inputs)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
+  def objective(params, extra, batch, context):
+    del context
     losses = optax.softmax_cross_entropy_with_integer_labels(predict(params, extra, batch["x"]), batch["y"])
     return losses.mean(), (extra, {})
 
@@ -147,27 +150,29 @@ def build(config: Config) -> Task:
     sown = {name: value[0] for name, value in state["intermediates"]["MixtureOfExperts_0"].items() if name != "router"}
     return {"test_accuracy": jnp.mean(logits.argmax(-1) == test["y"]), **sown}
 
-  return Task(
-    init_params=lambda key, hparams: (model.init(key, jnp.asarray(train["x"][:1]))["params"], {}),
-    objective=objective,
-    optimizer=lambda hparams: optax.adam(optax.cosine_decay_schedule(hparams["learning_rate"], config.steps)),
+  return gradient_task(
+    lambda key, hparams: (model.init(key, jnp.asarray(train["x"][:1]))["params"], {}),
+    objective,
+    lambda hparams: optax.adam(optax.cosine_decay_schedule(hparams["learning_rate"], config.steps)),
     data=train,
     batch_size=config.batch_size,
     hparams={"learning_rate": 3e-3},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Learning rates."""
-  del config
-  return {"learning_rate": np.array([1e-3, 3e-3, 1e-2])}
+def cell(config: Config) -> Cell:
+  """One run; learning rates vary."""
+  points = {"learning_rate": np.array([1e-3, 3e-3, 1e-2])}
+  return Cell(task(config), config.steps, points, log_every=max(config.steps // 10, 1))
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  return {"steps": config.steps, "log_every": max(config.steps // 10, 1), "eval_every": config.steps}
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Both routers."""
+  del seeds
+  return {router: cell(dataclasses.replace(config, router=router))._replace(points={}) for router in ROUTERS}
 
 
 @functools.partial(jax.jit, static_argnames=("k", "steps"))
@@ -192,25 +197,20 @@ def linear_program(cost: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
   return scipy.optimize.linprog(cost.ravel(), A_eq=marginals, b_eq=np.concatenate([a, b])).fun
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Interpolation in k, colour transfer and the mixture of experts, `[seeds, …]`."""
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
+  """Interpolation in k and colour transfer, `[seeds, …]`."""
+  del trained
   with jax.enable_x64(True):  # the values of large k differ by less than float32 resolves
-    measured = {**_interpolation(config, seeds), **_colour_transfer(config, seeds)}
-  for router in ROUTERS:
-    task = build(dataclasses.replace(config, router=router))
-    result = sweep(task, {}, seeds=seeds, steps=config.steps, eval_every=config.steps, label=router)
-    for name in ("test_accuracy", "load", "overflow", "unserved"):
-      measured[f"{router} {name}"] = result.by_point(name)[0, :, -1]
-  return measured
+    return {**_interpolation(config, seeds), **_colour_transfer(config, seeds)}
 
 
-def _interpolation(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
+def _interpolation(config: Config, seeds) -> dict[str, np.ndarray]:
   """Values, non-zeros per column, residuals and iterations for every k, `[seeds, supports]`."""
   n = config.points
   clouds = [np.random.default_rng(seed).normal(size=(2, n, 2)) for seed in seeds]
   cost = squared_distances(*np.moveaxis([[x, 0.5 * y + 2.0] for x, y in clouds], 1, 0))
   uniform = np.full((len(seeds), n), 1 / n)
-  rows = []
+  rows, plans = [], []
   for k in config.supports:
     result = jax.device_get(solve(cost, uniform, uniform, k=k, steps=config.solver_steps))
     best = np.maximum(result.history.max(-1), result.value)
@@ -218,204 +218,199 @@ def _interpolation(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
     # Entries below rounding are no part of the support.
     support = np.count_nonzero(result.plan > 1e-9 / n, axis=-2)
     iterations = np.where(reached.any(-1), reached.argmax(-1), config.solver_steps)
-    rows.append((best, support.mean(-1), support.max(-1), result.residual, iterations, np.abs(result.plan)[0]))
+    rows.append((best, support.mean(-1), support.max(-1), result.residual, iterations))
+    plans.append(result.plan != 0)
   names = ("value", "support", "largest support", "residual", "iterations")
   measured = {f"k {name}": np.stack([row[index] for row in rows], -1) for index, name in enumerate(names)}
   assigned = [each[scipy.optimize.linear_sum_assignment(each)].mean() for each in cost]
-  measured["k"] = np.tile(config.supports, (len(seeds), 1))
   measured["assignment value"] = np.array(assigned) + 0.5 / n
-  measured["plans"] = np.tile(np.stack([row[-1] for row in rows]), (len(seeds), 1, 1, 1))
+  measured["k plans"] = np.stack(plans, 1)
   return measured
 
 
-def _colour_transfer(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Share of non-zeros and transport cost relative to the linear program's, for k = 2 and for all colours."""
+def _colour_transfer(config: Config, seeds) -> dict[str, np.ndarray]:
+  """Fraction of non-zeros and transport cost relative to the linear program's, for k = 2 and for all colours."""
   problems = [_colours(config, seed) for seed in seeds]
   cost, a, b = (np.stack(parts) for parts in zip(*problems))
   optimum = np.array([linear_program(*problem) for problem in problems])
   measured = {}
-  for name, k, regularization in (("sparse", 2, 1.0), ("quadratic", config.colours, 0.1)):
+  for name, k, regularization in (("sparse", COLOUR_SUPPORT, 1.0), ("quadratic", config.colours, COLOUR_WEIGHT)):
     result = solve(cost, a, b, k=k, steps=config.solver_steps, regularization=regularization)
     plan = np.asarray(result.plan)
     measured[f"colours {name} density"] = np.mean(plan > 0, (-2, -1))
     measured[f"colours {name} cost"] = np.sum(plan * cost, (-2, -1)) / optimum
     measured[f"colours {name} residual"] = np.asarray(result.residual)
     measured[f"colours {name} wrong mass"] = np.abs(plan.sum(-1) - a).sum(-1) / 2
-  measured["colours"] = np.full(len(seeds), config.colours)
   return measured
 
 
 def _colours(config: Config, seed: int):
-  """Squared distances between the k-means colours of the two photographs, and the shares of the pixels."""
+  """Squared distances between the k-means colours of the two photographs, and the fractions of the pixels."""
   from sklearn.cluster import KMeans
 
   rng = np.random.default_rng(seed)
-  centres, shares = [], []
+  centres, fractions = [], []
   for photograph in bundled.photographs():
     pixels = rng.choice(photograph.reshape(-1, 3), config.pixels, replace=False)
     clusters = KMeans(config.colours, n_init=1, random_state=seed).fit(pixels)
     centres.append(clusters.cluster_centers_.astype(np.float64))
-    shares.append(np.bincount(clusters.labels_, minlength=config.colours) / config.pixels)
-  return squared_distances(*centres), *shares
+    fractions.append(np.bincount(clusters.labels_, minlength=config.colours) / config.pixels)
+  return squared_distances(*centres), *fractions
 
 
-def _between(m, name: str, first: int, second: int) -> np.ndarray:
-  """The ratio of two columns, by k."""
-  at = lambda k: m[name][:, list(m["k"][0]).index(k)].astype(float)
-  return at(first) / np.maximum(at(second), 1)
+def summary(config: Config, trials) -> dict[str, np.ndarray]:
+  """What was measured of plans, and of either router its accuracy and the tokens of its experts."""
+  del config
+  names = ("test_accuracy", "load", "overflow", "unserved")
+  return trials.measured | {f"{router} {name}": trials[router].last(name)[0] for router in ROUTERS for name in names}
 
 
-def _spread_beyond_support(m) -> np.ndarray:
-  """The largest difference to the quadratic value among the k that its support does not exceed."""
-  beyond = m["k"] >= m["k largest support"][:, -1:]
-  return np.max(np.abs(m["k value"] - m["k value"][:, -1:]) * beyond, 1)
+def claims(config: Config) -> tuple[Claim, ...]:
+  """On the interpolation in k, on colour transfer, and on the routers."""
+  ks, supports = np.array(config.supports), ", ".join(map(str, config.supports))
+  middle = ks[len(ks) // 2]
+  points = f"{config.points} points"
+  colours = f"two photographs with {config.colours} colours each"
+  images = f"{config.sizes[1]:,} test images, {config.experts} experts, {config.steps:,} steps"
+
+  def iterations(summary, k):
+    return summary["k iterations"][:, list(ks).index(k)].astype(float)
+
+  def spread_beyond_support(summary):
+    """The largest difference to the quadratic value among the k that its support does not exceed."""
+    beyond = ks >= summary["k largest support"][:, -1:]
+    return np.max(np.abs(summary["k value"] - summary["k value"][:, -1:]) * beyond, 1)
+
+  return (
+    Claim(
+      "unregularized",
+      "Sparsity-constrained transport with k = 1 is optimal transport without regularization",
+      f"semi-dual maximum minus (assignment value + gamma / 2 |b|^2), absolute; {points}, float64",
+      lambda s: np.abs(s["k value"][:, 0] - s["assignment value"]),
+      at_most=1e-6,
+    ),
+    Claim(
+      "cardinality",
+      "No column of a sparsity-constrained plan has more than k non-zeros",
+      f"largest excess over k = {supports}; {points}",
+      lambda s: np.max(s["k largest support"] - ks, 1).clip(0).astype(float),
+      at_most=0.0,
+    ),
+    Claim(
+      "denser",
+      "Sparsity-constrained plans grow denser with k",
+      f"smallest increase of the mean number of non-zeros per column from one k to the next of {supports}; {points}",
+      lambda s: np.min(np.diff(s["k support"], axis=1), 1),
+      at_least=0.0,
+    ),
+    Claim(
+      "monotone",
+      "The value of sparsity-constrained transport falls with k",
+      f"largest increase of the value from one k to the next of {supports}; {points}",
+      lambda s: np.max(np.diff(s["k value"], axis=1), 1),
+      at_most=1e-6,
+    ),
+    Claim(
+      "quadratic",
+      "The value of sparsity-constrained transport is that of quadratic regularization from the k on that exceeds the"
+      " support of the quadratically regularized plan",
+      f"largest difference to the value at k = {ks[-1]} among these k of {supports}; {points}",
+      spread_beyond_support,
+      at_most=1e-6,
+    ),
+    Claim(
+      "smoother",
+      "The semi-dual of sparsity-constrained transport is maximised faster with larger k",
+      f"iterations to the best value within 1e-3, k = 1 over k = {middle}; {points}",
+      lambda s: iterations(s, 1) / np.maximum(iterations(s, middle), 1),
+      at_least=3.0,
+    ),
+    Claim(
+      "colours_density",
+      f"Colour transfer with k = {COLOUR_SUPPORT} has the sparsity asked for",
+      f"fraction of non-zeros minus {COLOUR_SUPPORT} / {config.colours}; {colours}",
+      lambda s: s["colours sparse density"] - COLOUR_SUPPORT / config.colours,
+      at_most=0.0,
+    ),
+    Claim(
+      "colours_denser",
+      f"Colour transfer has denser plans with quadratic regularization than with k = {COLOUR_SUPPORT}",
+      f"fraction of non-zeros, quadratic (gamma {COLOUR_WEIGHT:g}) minus k = {COLOUR_SUPPORT}; {colours}",
+      lambda s: s["colours quadratic density"] - s["colours sparse density"],
+      at_least=0.0,
+    ),
+    Claim(
+      "colours_cost",
+      f"Colour transfer with k = {COLOUR_SUPPORT} costs nearly as little as unregularized transport",
+      f"relative difference of the transport cost to the linear program's; {colours}",
+      lambda s: np.abs(s["colours sparse cost"] - 1),
+      at_most=0.05,
+    ),
+    Claim(
+      "balanced",
+      "The sparse-transport router never gives an expert more tokens than its capacity",
+      f"tokens of the fullest expert over the capacity; {images}",
+      lambda s: s["sparse_transport load"],
+      at_most=1.0,
+    ),
+    Claim(
+      "overflow",
+      "The top-1 router without auxiliary loss gives experts more tokens than their capacity",
+      f"fraction of the tokens beyond the experts' capacity; {images}",
+      lambda s: s["top_1 overflow"],
+      at_least=0.1,
+    ),
+    Claim(
+      "accuracy",
+      "The balance of the sparse-transport router costs no accuracy against the top-1 router",
+      f"test accuracy, sparse transport minus top-1 (whose overflow is served all the same); {images}",
+      lambda s: s["sparse_transport test_accuracy"] - s["top_1 test_accuracy"],
+      at_least=-0.01,
+    ),
+  )
 
 
-CLAIMS = (
-  Claim(
-    "unregularized",
-    "k = 1 is optimal transport without regularization",
-    "semi-dual maximum less (assignment value + gamma / 2 |b|^2), absolute; 32 points, float64",
-    lambda m: np.abs(m["k value"][:, 0] - m["assignment value"]),
-    at_most=1e-6,
-  ),
-  Claim(
-    "cardinality",
-    "no column has more than k non-zeros",
-    "largest excess over k = 1, 2, 4, 8, 32",
-    lambda m: np.max(m["k largest support"] - m["k"], 1).clip(0).astype(float),
-    at_most=0.0,
-  ),
-  Claim(
-    "denser",
-    "plans grow denser with k",
-    "smallest increase of the mean number of non-zeros per column from one k to the next",
-    lambda m: np.min(np.diff(m["k support"], axis=1), 1),
-    at_least=0.0,
-  ),
-  Claim(
-    "monotone",
-    "and the value falls",
-    "largest increase of the value from one k to the next",
-    lambda m: np.max(np.diff(m["k value"], axis=1), 1),
-    at_most=1e-6,
-  ),
-  Claim(
-    "quadratic",
-    "until k exceeds the support of the quadratically regularized plan: from there it stays the same",
-    "largest difference to the value at k = 32 among these k",
-    _spread_beyond_support,
-    at_most=1e-6,
-  ),
-  Claim(
-    "smoother",
-    "larger k converges faster",
-    "iterations to the best value within 1e-3, k = 1 over k = 4",
-    lambda m: _between(m, "k iterations", 1, 4),
-    at_least=3.0,
-  ),
-  Claim(
-    "colours_density",
-    "colour transfer with k = 2 has the sparsity asked for",
-    "share of non-zeros less 2 / 128, photographs with 128 colours",
-    lambda m: m["colours sparse density"] - 2 / m["colours"],
-    at_most=0.0,
-  ),
-  Claim(
-    "colours_denser",
-    "quadratic regularization has denser plans",
-    "share of non-zeros, quadratic (gamma 0.1) less k = 2",
-    lambda m: m["colours quadratic density"] - m["colours sparse density"],
-    at_least=0.0,
-  ),
-  Claim(
-    "colours_cost",
-    "at nearly the cost of unregularized transport",
-    "relative difference of the transport cost at k = 2 to the linear program's",
-    lambda m: np.abs(m["colours sparse cost"] - 1),
-    at_most=0.05,
-  ),
-  Claim(
-    "balanced",
-    "the sparse-transport router never gives an expert more tokens than its capacity",
-    "tokens of the fullest expert over the capacity, test images, 8 experts",
-    lambda m: m["sparse_transport load"],
-    at_most=1.0,
-  ),
-  Claim(
-    "overflow",
-    "the top-1 router without auxiliary loss does",
-    "share of the tokens beyond the experts' capacity",
-    lambda m: m["top_1 overflow"],
-    at_least=0.1,
-  ),
-  Claim(
-    "accuracy",
-    "balance costs no accuracy",
-    "test accuracy, sparse transport less top-1 (whose overflow is served all the same)",
-    lambda m: m["sparse_transport test_accuracy"] - m["top_1 test_accuracy"],
-    at_least=-0.01,
-  ),
-)
 NOTES = (
-  "Where the maximum of the semi-dual is at a kink, no potential gives a plan with the right rows: the residual (top"
-  " middle panel) and the share of the colours' mass in wrong rows (bottom middle) say how far it is from one.",
+  "Where the maximum of the semi-dual is at a kink, no potential gives a plan with the right rows: the residual (second"
+  " panel) and the fraction of the colours' mass in wrong rows (fifth panel) say how far it is from one.",
   "Top-1 is given every token that it wants; an implementation with a buffer would drop its overflow. Tokens that no"
   " expert of the sparse-transport router takes pass through the residual connection.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary, path) -> None:
   """Value, support and iterations against k; plans; tokens per expert and accuracy of the routers."""
-  import matplotlib.pyplot as plt
-
-  m = measurements
-  picture, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-  ks = m["k"][0]
-  for axis, name, label in zip(
-    axes[0], ("k value", "k support", "k iterations"), ("value", "non-zeros per column", "iterations to within 1e-3")
-  ):
-    axis.semilogx(ks, m[name].T, ".-", color="C0", alpha=0.5, base=2)
+  picture, axes = plots.panels(6)
+  ks = config.supports
+  named = {"value": "value", "support": "non-zeros per column", "iterations": "iterations to within 1e-3"}
+  for axis, (name, label) in zip(axes, named.items()):
+    plots.curves(axis, ks, {label: summary[f"k {name}"]}, marker=".")
+    axis.set_xscale("log", base=2)
     axis.set(xlabel="k", ylabel=label, xticks=ks, xticklabels=ks)
-    axis.grid(alpha=0.3)
-  axes[0, 0].axhline(m["assignment value"][0], color="k", linestyle=":", label="unregularized, first seed")
-  axes[0, 0].legend(frameon=False, fontsize=8)
-  twin = axes[0, 1].twinx()
-  twin.semilogx(ks, m["k residual"].mean(0), "x--", color="C3", base=2)
-  twin.set_ylabel("residual of the rows, mean over seeds", color="C3")
-  twin.set(xticks=ks, xticklabels=ks)
-  axes[0, 2].set_yscale("log")
-  plans = m["plans"][0]
-  axes[1, 0].imshow(np.hstack([plans[0], plans[len(ks) // 2], plans[-1]]) > 0, cmap="Greys", aspect="auto")
-  axes[1, 0].set(
-    xticks=[], yticks=[], title=f"non-zeros of the plans, k = {ks[0]}, {ks[len(ks) // 2]}, {ks[-1]}", xlabel="columns"
-  )
-  for index in (1, 2):
-    axes[1, 0].axvline(index * plans.shape[-1] - 0.5, color="C0")
-  count = m["colours"]
+  axes[0].axhline(summary["assignment value"][0], color="k", linestyle=":", label="unregularized, first seed")
+  axes[0].legend(frameon=False, fontsize=8)
+  twin = axes[1].twinx()
+  plots.curves(twin, ks, {"residual": summary["k residual"]}, color="C3", linestyle="--")
+  twin.set_ylabel("residual of the rows", color="C3")
+  axes[2].set_yscale("log")
+  plans, shown = summary["k plans"][0], (0, len(ks) // 2, -1)
+  axes[3].imshow(np.hstack([plans[index] for index in shown]), cmap="Greys", aspect="auto")
+  title = f"non-zeros of the plans, k = {', '.join(str(ks[index]) for index in shown)}"
+  axes[3].set(xticks=[], yticks=[], title=title, xlabel="columns")
   bars = {
-    "non-zeros\nk = 2": m["colours sparse density"] * count,
-    "non-zeros\nquadratic": m["colours quadratic density"] * count,
-    "cost / LP\nk = 2": m["colours sparse cost"],
-    "cost / LP\nquadratic": m["colours quadratic cost"],
-    "wrong mass\nk = 2": m["colours sparse wrong mass"],
+    f"{label}\n{plan}": summary[f"colours {name} {metric}"] * factor
+    for metric, label, factor in (("density", "non-zeros", config.colours), ("cost", "cost / LP", 1))
+    for name, plan in (("sparse", f"k = {COLOUR_SUPPORT}"), ("quadratic", "quadratic"))
   }
-  _bars(axes[1, 1], bars, "colour transfer (non-zeros per column)")
+  plots.bars(axes[4], bars | {f"wrong mass\nk = {COLOUR_SUPPORT}": summary["colours sparse wrong mass"]})
+  axes[4].set(title="colour transfer (non-zeros per column)")
   bars = {
-    f"{label}\n{router.replace('_', ' ').replace('sparse ', '')}": m[f"{router} {name}"]
+    f"{label}\n{router.replace('_', ' ').replace('sparse ', '')}": summary[f"{router} {name}"]
     for name, label in (("test_accuracy", "accuracy"), ("load", "fullest"), ("unserved", "unserved"))
     for router in ROUTERS
   }
-  _bars(axes[1, 2], bars, "routers (fullest expert / capacity)")
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
-
-
-def _bars(axis, bars: dict[str, np.ndarray], title: str) -> None:
-  """Means as bars with their values, seeds as dots."""
-  values, places = np.stack(list(bars.values())), np.arange(len(bars))
-  drawn = axis.bar(places, values.mean(1), 0.5, alpha=0.7)
-  axis.bar_label(drawn, fmt="%.3g", padding=6, fontsize=8)
-  axis.plot(places[:, None] + np.zeros_like(values), values, "k.", markersize=3)
-  axis.set(xticks=places, title=title, ylim=(0, 1.15 * values.max()))
-  axis.set_xticklabels(list(bars), fontsize=7)
+  plots.bars(axes[5], bars)
+  axes[5].set(title="routers (fullest expert / capacity)")
+  for axis in axes[4:]:
+    axis.tick_params(axis="x", labelsize=6)
+  plots.save(picture, path)

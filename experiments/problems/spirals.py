@@ -21,7 +21,7 @@ ODE_WEIGHT = 0.2  # of the error's penalty
 SDE_WEIGHT = 0.2
 
 
-def measure_ode(seeds: list[int], steps: int = 500) -> dict[str, np.ndarray]:
+def measure_ode(seeds, steps: int = 500) -> dict[str, np.ndarray]:
   """The spiral's trajectory learned by a neural ODE in float64: `NAME loss` and `NAME evaluations`, `[seeds]`.
 
   Args:
@@ -51,7 +51,7 @@ def measure_ode(seeds: list[int], steps: int = 500) -> dict[str, np.ndarray]:
     return _measure(losses, init, seeds, ODE_WEIGHT, steps, trials=1)
 
 
-def measure_sde(paths: int, seeds: list[int], steps: int = 250) -> dict[str, np.ndarray]:
+def measure_sde(paths: int, seeds, steps: int = 250) -> dict[str, np.ndarray]:
   """The noisy spiral's moments learned by a neural SDE: `NAME loss` and `NAME evaluations`, `[seeds]`.
 
   Args:

@@ -13,7 +13,6 @@ import jax
 import pytest
 
 import jaxreg.training
-
 from experiments import __main__ as cli
 from experiments.harness import commands, options, records, tables
 from jaxreg.training import checkpoint
