@@ -104,7 +104,12 @@ def test_help(arguments, words, capsys):
   (["sweep", TINY, "smoke", "--engine", "warp"], "engine must be one of"),
   (["run", TINY, "smoke", "--accumulate", "7"], "accumulate must be a positive divisor"),
   (["run", TINY, "smoke", "--precision", "int3"], "precision must be one of"),
-  (["run", TINY, "smoke", "--steps", "0"], "steps"),
+  (["run", TINY, "smoke", "--steps", "0"], "steps must be a positive integer, got 0"),
+  (["sweep", TINY, "smoke", "--steps", "0"], "steps"),
+  (["run", TINY, "smoke", "--seed", "-1"], "a seed must be an integer in [0, 2**32), got -1"),
+  (["run", TINY, "smoke", "--seed", "4294967296"], "a seed must be an integer in [0, 2**32)"),
+  (["run", TINY, "smoke", "--checkpoint-every", "0"], "checkpoint_every must be a multiple"),
+  (["run", TINY, "smoke", "--profile-steps", "-1"], "profile_steps must not be negative"),
   (["run", TINY, "--distributed.processes", "2"], "need --distributed.coordinator HOST:PORT"),
   (["sweep", TINY, "--distributed.process", "0"], "need --distributed.coordinator HOST:PORT"),
 ])  # fmt: skip

@@ -110,6 +110,16 @@ def test_measurements_are_not_made_twice(copy):
   np.testing.assert_equal(Trials.load(folder / "trials.npz").measured, Trials.load(kept).measured)
 
 
+def test_more_seeds_go_on(copy):
+  folder, record = copy
+  before = {path for path in (folder / "cells").rglob("*.npz")}
+  more = run(folder, seeds=[100, 101, 102, 103, 104])
+  assert more["claims"][0]["values"][:2] == pytest.approx(record["claims"][0]["values"], rel=1e-3)
+  assert more["claims"][0]["verdict"] == "reproduced" and more["seeds"] == [100, 101, 102, 103, 104]
+  assert before < {path for path in (folder / "cells").rglob("*.npz")}  # the first two were not trained again
+  assert Trials.load(folder / "trials.npz").seeds.tolist() == more["seeds"]
+
+
 @pytest.mark.parametrize("change, message", [
   ({"config": dataclasses.replace(tiny_recipe.PRESETS["smoke"], steps=40)}, "config.steps is 20 there and 40 here"),
   ({"seeds": [101, 102]}, r"seeds is \[100, 101\] there and \[101, 102\] here"),
