@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
   except (ValueError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  except (RuntimeError, FloatingPointError, OSError) as error:
+  except (RuntimeError, FloatingPointError, OSError, ImportError) as error:
     print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
     return 1
   except KeyboardInterrupt:

@@ -113,15 +113,10 @@ def verify(arguments: list[str]) -> int:
   flags.check()
   known = registry.entries()
   names = names or [name for name, entry in known.items() if entry.claims and flags.preset in entry.presets]
-  recipes = {name: registry.recipe(name) for name in names}
-  for name, recipe in recipes.items():
-    if not hasattr(recipe, "claims"):
-      raise ValueError(f"{name} states no claims.")
-    if flags.commit and name not in known:
-      raise ValueError(f"{name} is no recipe of this repository; only those have committed records.")
-    registry.preset(recipe, flags.preset)
+  for name in names:
+    _check_verifiable(name, known.get(name), flags)
   _start(options.Distributed())
-  failed = [name for name, recipe in recipes.items() if not _verify_one(name, recipe, flags)]
+  failed = [name for name in names if not _verify_one(name, flags)]
   if flags.commit:
     _report()
   if failed:
@@ -129,7 +124,22 @@ def verify(arguments: list[str]) -> int:
   return 1 if failed else 0
 
 
-def _verify_one(name: str, recipe, flags: options.VerifyOptions) -> bool:
+def _check_verifiable(name: str, entry: registry.Entry | None, flags: options.VerifyOptions) -> None:
+  """Refuses what no run could verify; recipes of this repository are read and not yet imported."""
+  if entry is None:
+    recipe = registry.recipe(name)
+    states_claims, presets = hasattr(recipe, "claims"), recipe.PRESETS
+  else:
+    states_claims, presets = entry.claims, entry.presets
+  if not states_claims:
+    raise ValueError(f"{name} states no claims.")
+  if flags.preset not in presets:
+    raise registry.UnknownName("preset", flags.preset, list(presets), of=name)
+  if flags.commit and entry is None:
+    raise ValueError(f"{name} is no recipe of this repository; only those have committed records.")
+
+
+def _verify_one(name: str, flags: options.VerifyOptions) -> bool:
   """Verifies one recipe; says in a sentence what went wrong, so that the next one can go on."""
   from experiments.harness import verification
 
@@ -137,6 +147,7 @@ def _verify_one(name: str, recipe, flags: options.VerifyOptions) -> bool:
   seeds = list(range(flags.first_seed, flags.first_seed + flags.seeds))
   print(f"{name} {flags.preset}, seeds {seeds[0]} to {seeds[-1]}", flush=True)
   try:
+    recipe = registry.recipe(name)
     config = registry.preset(recipe, flags.preset)
     print_record(verification.verify(recipe, name, flags.preset, config, seeds, folder))
     if flags.commit:
@@ -289,13 +300,13 @@ def _use_all_cores() -> None:
 
 def _keep_programs() -> None:
   """Compiled programs are kept on disk, in `$JAX_COMPILATION_CACHE_DIR` or `~/.cache/jaxreg/xla`, for the next run."""
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-    return
-  folder = pathlib.Path("~/.cache/jaxreg/xla").expanduser()
-  with contextlib.suppress(OSError):  # where nothing can be kept, programs are compiled again
-    folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if jax.config.jax_compilation_cache_dir is None:
+    folder = pathlib.Path("~/.cache/jaxreg/xla").expanduser()
+    with contextlib.suppress(OSError):  # where nothing can be kept, programs are compiled again
+      folder.mkdir(parents=True, exist_ok=True)
+      jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _sentence(error: Exception) -> str:

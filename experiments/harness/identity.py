@@ -8,11 +8,14 @@ import json
 import pathlib
 import platform
 
+import jax
+
 from experiments.harness import records, registry
 
 __all__ = ["code", "differences", "identity", "short_hash"]
 
 PACKAGES = ("jaxreg", "jax", "jaxlib", "flax", "optax")
+SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion", "jax_threefry_partitionable")
 ENTRANCES = ("cell", "cells", "measure")
 
 
@@ -25,6 +28,7 @@ def identity(recipe, name: str, preset: str, config, seeds) -> dict:
       "config": dataclasses.asdict(config),
       "seeds": list(seeds),
       "versions": versions(),
+      "settings": {name: str(getattr(jax.config, name)) for name in SETTINGS},
       "code": code(recipe),
     }
   )

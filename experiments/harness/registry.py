@@ -34,10 +34,10 @@ class Entry(NamedTuple):
 class UnknownName(ValueError):
   """A name that does not exist, with the nearest one suggested."""
 
-  def __init__(self, kind: str, name: str, known):
+  def __init__(self, kind: str, name: str, known, *, of: str = ""):
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
-    super().__init__(f"unknown {kind} {name!r}; {hint}")
+    super().__init__(f"unknown {kind} {name!r}{of and ' of '}{of}; {hint}")
 
 
 def entries() -> dict[str, Entry]:
@@ -72,7 +72,7 @@ def _import(path: str) -> types.ModuleType:
 def preset(module: types.ModuleType, name: str):
   """A recipe's configuration by preset name; raises UnknownName if there is none."""
   if name not in module.PRESETS:
-    raise UnknownName("preset", name, list(module.PRESETS))
+    raise UnknownName("preset", name, list(module.PRESETS), of=module.__name__.removeprefix("experiments.papers."))
   return module.PRESETS[name]
 
 

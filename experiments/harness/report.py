@@ -45,6 +45,10 @@ def judge_again(folder: pathlib.Path) -> dict:
   for field, before, after in identity.same_config(old, config)[:1]:
     raise ValueError(f"recorded with {field} = {before}, which is {after} now; verify it again.")
   trials = Trials.load(folder / "trials.npz")
+  if trials.seeds.tolist() != old["seeds"]:
+    raise ValueError(
+      f"record.json has the seeds {old['seeds']}, but trials.npz {trials.seeds.tolist()}; verify it again."
+    )
   new = {**old, **verification.judged(recipe, config, trials)}
   _check_amendments(old["claims"], new["claims"])
   records.write(folder / "record.json", new)

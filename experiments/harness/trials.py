@@ -5,6 +5,7 @@ import hashlib
 import os
 import pathlib
 import re
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -143,7 +144,9 @@ class Interrupted(Exception):
     self.signal = int(result.interrupted)
 
 
-def run_cells(recipe, config, seeds: Sequence[int], folder: pathlib.Path | None = None, *, progress=True) -> Trials:
+def run_cells(
+  recipe, config, seeds: Sequence[int], folder: pathlib.Path | None = None, *, key: str = "", progress: bool = True
+) -> Trials:
   """Trains a recipe's cells one after another and calls its `measure`; returns the table.
 
   Args:
@@ -151,6 +154,7 @@ def run_cells(recipe, config, seeds: Sequence[int], folder: pathlib.Path | None 
     config: the recipe's configuration.
     seeds: the run's seeds.
     folder: where finished parts are kept, to be taken up again; None keeps nothing.
+    key: what the measurements in the folder depend on, as a word; those of another key are made again.
     progress: whether to show progress bars.
 
   Raises:
@@ -167,7 +171,8 @@ def run_cells(recipe, config, seeds: Sequence[int], folder: pathlib.Path | None 
     if cell.keep_params:
       trained[name] = result
   if hasattr(recipe, "measure"):
-    trials = dataclasses.replace(trials, measured=_measured(recipe, config, list(seeds), trained, folder))
+    path = None if folder is None else pathlib.Path(folder) / f"measured-{key}.npz"
+    trials = dataclasses.replace(trials, measured=_measured(recipe, config, list(seeds), trained, path))
   return trials
 
 
@@ -187,6 +192,7 @@ def _train_arrays(cell: Cell, points, seeds, folder, label, progress) -> SweepRe
 def _train_stream(cell: Cell, points, seeds, folder, label, progress) -> SweepResult:
   """One run after another; training metrics are means over the `log_every` steps before an evaluation."""
   del label
+  began = time.perf_counter()
   eval_every = cell.eval_every or cell.steps
   at = sorted({*range(eval_every, cell.steps + 1, eval_every), cell.steps})
   count = len(next(iter(points.values()), (None,)))
@@ -205,19 +211,18 @@ def _train_stream(cell: Cell, points, seeds, folder, label, progress) -> SweepRe
   trials = [{**cell.task.hparams, **hparams} for hparams in chosen for _ in seeds]
   names = [name for name in runs[0][cell.steps] if name != "step"]
   stacked = lambda field: jax.tree.map(lambda *x: np.stack(x), *[getattr(s, field) for s in states])
-  fields = {
-    "hparams": {name: np.asarray([trial[name] for trial in trials]) for name in cell.task.hparams},
-    "seeds": np.tile(np.asarray(seeds, np.uint32), count),
-    "steps": np.asarray(at),
-    "metrics": {name: np.asarray([[run[step][name] for step in at] for run in runs]) for name in names},
-    "diverged_at": np.full(len(runs), -1),  # `fit` ends with an error where a loss is not finite
-    "params": stacked("params") if cell.keep_params else None,
-    "extra": stacked("extra") if cell.keep_params else None,
-    "engine": "fit",
-    "seconds": 0.0,
-    "compile_seconds": 0.0,
-  }
-  return SweepResult(**{name: fields[name] for name in SweepResult._fields})
+  return SweepResult(
+    hparams={name: np.asarray([trial[name] for trial in trials]) for name in cell.task.hparams},
+    seeds=np.tile(np.asarray(seeds, np.uint32), count),
+    steps=np.asarray(at),
+    metrics={name: np.asarray([[run[step][name] for step in at] for run in runs]) for name in names},
+    diverged_at=np.full(len(runs), -1),  # `fit` ends with an error where a loss is not finite
+    params=stacked("params") if cell.keep_params else None,
+    extra=stacked("extra") if cell.keep_params else None,
+    engine="fit",
+    seconds=time.perf_counter() - began,
+    compile_seconds=0.0,
+  )
 
 
 def _table(result: SweepResult) -> CellTrials:
@@ -234,9 +239,8 @@ def _table(result: SweepResult) -> CellTrials:
   )
 
 
-def _measured(recipe, config, seeds, trained, folder) -> dict[str, np.ndarray]:
-  """What `measure` returns, from the folder if it was finished there with these seeds."""
-  path = None if folder is None else pathlib.Path(folder) / "measured.npz"
+def _measured(recipe, config, seeds, trained, path) -> dict[str, np.ndarray]:
+  """What `measure` returns, from the file if it was finished there with these seeds."""
   if path is not None and path.exists():
     found = Trials.load(path)
     if found.seeds.tolist() == seeds:

@@ -13,7 +13,7 @@ from experiments.harness.trials import Trials, run_cells
 
 __all__ = ["judged", "publish", "summary", "verify"]
 
-FILES = ("config.json", "trials.npz", "record.json", "figure.png")
+FILES = ("trials.npz", "config.json", "figure.png", "record.json")
 
 
 def verify(
@@ -80,7 +80,7 @@ def _trained(recipe, config, seeds, folder, who, progress) -> tuple[Trials, dict
   resumed, began = (folder / "cells").exists(), time.perf_counter()
   if not described.exists():  # with fewer seeds it stays right until there are more
     records.write(described, who)
-  trials = run_cells(recipe, config, seeds, folder / "cells", progress=progress)
+  trials = run_cells(recipe, config, seeds, folder / "cells", key=identity.short_hash(who), progress=progress)
   made = {
     "wall_seconds": time.perf_counter() - began,
     "resumed": resumed,
@@ -104,11 +104,13 @@ def _check_streams(recipe, name, config, seeds) -> None:
 def _compare(folder: pathlib.Path, who: dict) -> None:
   """More seeds than a folder holds go on with it; anything else that differs is another experiment.
 
-  Where only the code differs, tables are made again. Whether a cell's trained parts are still its own, `sweep` and
+  Where only the code differs, the table is made again. Whether a cell's trained parts are still its own, `sweep` and
   `fit` decide by the programs that they run.
   """
   path = folder / "config.json"
   if not path.exists():
+    if (folder / "trials.npz").exists():
+      raise ValueError(f"{folder} holds trials without a config.json that says whose; delete it.")
     return
   found = json.loads(path.read_text(encoding="utf-8"))
   found.pop("made", None)
@@ -122,8 +124,8 @@ def _compare(folder: pathlib.Path, who: dict) -> None:
       " --folder."
     )
   if not same_code:
-    for made in (folder / "trials.npz", folder / "cells" / "measured.npz", path):
-      made.unlink(missing_ok=True)
+    (folder / "trials.npz").unlink(missing_ok=True)
+    path.unlink()
 
 
 def _outcome(claim: claims.Claim, found) -> dict:

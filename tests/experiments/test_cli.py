@@ -9,6 +9,7 @@ import sys
 import time
 import types
 
+import jax
 import pytest
 
 import jaxreg.training
@@ -73,7 +74,7 @@ def test_help(arguments, words, capsys):
 @pytest.mark.parametrize("arguments, message", [
   (["runn", "elr"], "unknown command 'runn'; did you mean run?"),
   (["run", "eler"], "unknown recipe 'eler'; did you mean elr?"),
-  (["run", TINY, "smok"], "unknown preset 'smok'; did you mean smoke?"),
+  (["run", TINY, "smok"], "unknown preset 'smok' of tests.experiments.tiny_recipe; did you mean smoke?"),
   (["run"], "run needs a recipe's name"),
   (["run", "no.such.recipe"], "there is no module no.such.recipe"),
   (["run", "experiments.harness.records"], "harness.records is not a recipe: it does not define PRESETS and cell"),
@@ -103,7 +104,12 @@ def test_help(arguments, words, capsys):
   (["sweep", TINY, "smoke", "--engine", "warp"], "engine must be one of"),
   (["run", TINY, "smoke", "--accumulate", "7"], "accumulate must be a positive divisor"),
   (["run", TINY, "smoke", "--precision", "int3"], "precision must be one of"),
-  (["run", TINY, "smoke", "--steps", "0"], "steps"),
+  (["run", TINY, "smoke", "--steps", "0"], "steps must be a positive integer, got 0"),
+  (["sweep", TINY, "smoke", "--steps", "0"], "steps"),
+  (["run", TINY, "smoke", "--seed", "-1"], "a seed must be an integer in [0, 2**32), got -1"),
+  (["run", TINY, "smoke", "--seed", "4294967296"], "a seed must be an integer in [0, 2**32)"),
+  (["run", TINY, "smoke", "--checkpoint-every", "0"], "checkpoint_every must be a multiple"),
+  (["run", TINY, "smoke", "--profile-steps", "-1"], "profile_steps must not be negative"),
   (["run", TINY, "--distributed.processes", "2"], "need --distributed.coordinator HOST:PORT"),
   (["sweep", TINY, "--distributed.process", "0"], "need --distributed.coordinator HOST:PORT"),
 ])  # fmt: skip
@@ -205,12 +211,12 @@ def test_a_recipe_of_ones_own(tmp_path, monkeypatch):
   assert folders(tmp_path)[0].startswith("my_package.my_recipe-smoke-")
 
 
-def test_an_import_that_fails_inside_of_a_recipe_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
+def test_an_import_that_fails_inside_of_a_recipe_is_not_taken_for_a_missing_one(tmp_path, monkeypatch, capsys):
   (tmp_path / "broken_package").mkdir()
   (tmp_path / "broken_package" / "recipe.py").write_text("import no_such_library\n")
   monkeypatch.syspath_prepend(tmp_path)
-  with pytest.raises(ModuleNotFoundError, match="no_such_library"):
-    cli.main(["run", "broken_package.recipe"])
+  assert cli.main(["run", "broken_package.recipe"]) == 1
+  assert "ModuleNotFoundError: No module named 'no_such_library'" in capsys.readouterr().err
 
 
 def test_unwritable_folder_exits_with_one_line(tmp_path, capsys):
@@ -220,11 +226,19 @@ def test_unwritable_folder_exits_with_one_line(tmp_path, capsys):
   assert "cannot write" in error and "Traceback" not in error
 
 
-def test_an_unwritable_cache_is_no_error(tmp_path, monkeypatch):
+def test_programs_are_kept_and_an_unwritable_cache_is_no_error(tmp_path, monkeypatch):
   (tmp_path / "home").write_text("")
   monkeypatch.setenv("HOME", str(tmp_path / "home"))
-  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-  commands._keep_programs()
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  try:
+    commands._keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    commands._keep_programs()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "jaxreg" / "xla")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_tables_are_cut_into_parts_that_fit(capsys):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from experiments import __main__ as cli
 from experiments.harness.selection import select
 from experiments.harness.trials import CellTrials, Trials
 from experiments.studies import noisy_labels
@@ -22,6 +23,11 @@ def test_demo(tmp_path, capsys, monkeypatch):
   base = [row for row in record["rows"] if row["loss"] == "cross_entropy"]
   assert all(row["selected_minus_cross_entropy"] == (0.0, 0.0) for row in base)
   assert set(record["engines"].values()) == {"vmap"}
+
+
+def test_unknown_presets_are_named(capsys):
+  assert cli.main(["demo", "--preset", "cpuu"]) == 2
+  assert "unknown preset 'cpuu'" in (err := capsys.readouterr().err) and "did you mean cpu?" in err
 
 
 def test_run_and_predict(tmp_path):

@@ -99,6 +99,12 @@ def test_a_preset_that_changed_is_not_judged_by_an_old_table(committed, monkeypa
   assert "recorded with config.steps = 60, which is 80 now; verify it again" in problem
 
 
+def test_a_table_of_other_seeds_is_not_judged(committed):
+  edit(committed, lambda record: record.update(seeds=[1, 2]))
+  (problem,) = report.report()
+  assert "record.json has the seeds [1, 2]" in problem
+
+
 def test_records_without_a_table_stay_as_recorded(committed, tmp_path):
   (committed / "trials.npz").unlink()
   edit(committed, lambda record: record["claims"][0].update(sentence="as | it\nwas", verdict="undecided"))

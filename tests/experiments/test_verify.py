@@ -106,9 +106,18 @@ def test_measurements_are_not_made_twice(copy):
   (folder / "trials.npz").unlink()
   again = run(folder, tiny(measure=None))
   assert again["claims"] == record["claims"]
-  np.testing.assert_equal(
-    Trials.load(folder / "trials.npz").measured, Trials.load(folder / "cells" / "measured.npz").measured
-  )
+  (kept,) = (folder / "cells").glob("measured-*.npz")
+  np.testing.assert_equal(Trials.load(folder / "trials.npz").measured, Trials.load(kept).measured)
+
+
+def test_more_seeds_go_on(copy):
+  folder, record = copy
+  before = {path for path in (folder / "cells").rglob("*.npz")}
+  more = run(folder, seeds=[100, 101, 102, 103, 104])
+  assert more["claims"][0]["values"][:2] == pytest.approx(record["claims"][0]["values"], rel=1e-3)
+  assert more["claims"][0]["verdict"] == "reproduced" and more["seeds"] == [100, 101, 102, 103, 104]
+  assert before < {path for path in (folder / "cells").rglob("*.npz")}  # the first two were not trained again
+  assert Trials.load(folder / "trials.npz").seeds.tolist() == more["seeds"]
 
 
 @pytest.mark.parametrize("change, message", [
@@ -122,6 +131,13 @@ def test_another_experiment_is_refused(copy, change, message):
   with pytest.raises(ValueError, match=f"holds another experiment: {message}"):
     run(folder, **change)
   assert (folder / "config.json").read_bytes() == before and (folder / "trials.npz").exists()
+
+
+def test_trials_of_nobody_are_refused(copy):
+  folder, _ = copy
+  (folder / "config.json").unlink()
+  with pytest.raises(ValueError, match="without a config.json"):
+    run(folder)
 
 
 def test_other_code_makes_the_tables_again(copy, monkeypatch):
@@ -187,8 +203,27 @@ def test_presets_and_other_recipes_stay_apart(tmp_path, monkeypatch):
   assert "### Preset cpu" in ledger and "### Preset other" in ledger and "## 00-tiny: Tiny | recipe" in ledger
 
 
+def test_missing_data_are_said_in_a_sentence_and_the_list_goes_on(tmp_path, monkeypatch, capsys):
+  (tmp_path / "own").mkdir()
+  monkeypatch.syspath_prepend(tmp_path)
+  body = (
+    "from jaxreg.data import MissingDataError\nfrom experiments.harness.trials import Cell\n"
+    "def missing():\n  raise MissingDataError('set x is not here; prepare it with y.')\n"
+    "PRESETS = {'paper': Config(steps=20)}\n"
+    "def cell(config):\n  return Cell(dataclasses.replace(least_squares(), config=config, data=missing), 20)\n"
+    "def cells(config, seeds):\n  return {'stream': cell(config)}\n"
+  )
+  write_recipe(tmp_path / "own", "missing", body)
+  write_recipe(tmp_path / "own", "other", "PRESETS = {'paper': Config(steps=20)}")
+  assert cli.main(["verify", "own.missing", "own.other", "--preset", "paper"]) == 1
+  err = capsys.readouterr().err
+  assert "error: own.missing: set x is not here; prepare it with y." in err
+  assert "error: own.other: verify cannot run preset paper of own.other: none of the cells" in err
+
+
 @pytest.mark.parametrize("arguments, message", [
-  (["tests.experiments.tiny_recipe", "--preset", "paper"], "unknown preset 'paper'"),
+  (["tests.experiments.tiny_recipe", "--preset", "paper"], "unknown preset 'paper' of tests.experiments.tiny_recipe"),
+  (["noisy_labels", "--preset", "smoke"], "noisy_labels states no claims"),
   (["tests.experiments.tiny_recipe", "--commit"], "is no recipe of this repository"),
   (["tests.experiments.tiny_recipe", "--preset", "smoke", "--commit"], "cannot commit preset smoke"),
 ])  # fmt: skip
