@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell, Trials
 from jaxreg.adversarial.attacks import pgd
 from jaxreg.data import bundled
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
@@ -23,17 +25,18 @@ from jaxreg.metrics.conv_spectrum import (
   orthogonality_spectral_constant,
 )
 from jaxreg.regularizers.orthogonal_conv import orthogonal_conv_penalty, orthogonal_penalty
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import Task, gradient_task
 
 CARD = "50-orthogonal_conv"
 # Inputs, outputs, kernel size, stride.
 NON_SQUARE = ((8, 4, 3, 1), (8, 16, 3, 1), (4, 8, 3, 2))
 SQUARE = ((8, 8, 3, 1), (4, 16, 3, 2))
-REACHED = 1e-4
+REACHED = 1e-4  # the penalty of a kernel that descent has made orthogonal
+LARGE = 8  # pixels from which the spectral error is to have saturated
 # Of the network: name -> stride, and the size of the output in pixels.
 LAYERS = {"conv0": (1, 8), "conv1": (2, 4), "conv2": (2, 2)}
 STRIDES = {**{f"{name}/kernel": stride for name, (stride, _) in LAYERS.items()}, "head/kernel": None}
-KEPT = 0.01  # of clean accuracy
+KEPT = 0.01  # clean accuracy that a weight may cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,12 @@ class Network(nn.Module):
     return nn.Dense(10, name="head")(hidden.reshape(len(hidden), -1))
 
 
-def build(config: Config) -> Task:
+def cell(config: Config) -> Cell:
+  """The weights of the penalty."""
+  return Cell(task(config), config.steps, {"weight": config.weights}, log_every=max(config.steps // 10, 1))
+
+
+def task(config: Config) -> Task:
   """Cross-entropy on digits plus the penalty of all layers; hyperparameters are `learning_rate` and `weight`."""
   train, test = bundled.split(bundled.digits(), sizes=(config.train, config.test))
   model = Network(config.channels)
@@ -110,12 +118,11 @@ def build(config: Config) -> Task:
     del extra
     return model.apply({"params": params}, inputs)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, axis_name
+  def objective(params, extra, batch, context):
     logits = predict(params, extra, batch["x"])
     task_loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
     penalty = orthogonal_penalty(params, STRIDES)
-    return task_loss + hparams["weight"] * penalty, (extra, {"task_loss": task_loss, "penalty": penalty})
+    return task_loss + context.hparams["weight"] * penalty, (extra, {"task_loss": task_loss, "penalty": penalty})
 
   def evaluate(params, extra, hparams):
     del hparams
@@ -128,15 +135,16 @@ def build(config: Config) -> Task:
       "attacked_accuracy": jnp.mean(predict(params, extra, attacked).argmax(-1) == test["y"]),
     }
 
-  return Task(
-    init_params=lambda key, hparams: (model.init(key, jnp.asarray(train["x"][:1]))["params"], {}),
-    objective=objective,
-    optimizer=lambda hparams: optax.adam(hparams["learning_rate"]),
+  return gradient_task(
+    lambda key, hparams: (model.init(key, jnp.asarray(train["x"][:1]))["params"], {}),
+    objective,
+    lambda hparams: optax.adam(hparams["learning_rate"]),
     data=train,
     batch_size=config.batch_size,
     hparams={"learning_rate": 1e-3, "weight": 1.0},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
@@ -166,14 +174,11 @@ def certify(config: Config, params) -> dict[str, np.ndarray]:
   return {"lipschitz_bound": np.asarray(bounds), "certified_accuracy": np.asarray(certified)}
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """The weights of the penalty."""
-  return grid(weight=config.weights)
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  return {"steps": config.steps, "log_every": max(config.steps // 10, 1), "eval_every": config.steps}
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Networks at all weights, whose Lipschitz bounds `measure` computes."""
+  del seeds
+  # Convolutions: under `vmap` they are grouped, and take minutes to compile.
+  return {"robustness": cell(config)._replace(engine="map", keep_params=True)}
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "steps"))
@@ -250,24 +255,25 @@ def _errors(kernel, size, stride):
   return orthogonality_error(conv_singular_values(kernel, size=size, stride=stride))
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Of the three experiments, arrays whose first axis is the seed."""
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
+  """Kernels that descent finds, their errors by image size, and bounds of the trained networks `[seeds, weights]`."""
   found = landscape(config, seeds)
   near = found.pop("near")
-  options = dict(seeds=seeds, steps=config.steps, eval_every=config.steps, keep_params=True, label="robustness")
-  options["engine"] = "map"  # convolutions: under `vmap` they are grouped, and take minutes to compile
-  result = sweep(build(config), points(config), **options)
-  trained = {name: result.by_point(name)[:, :, -1].T for name in result.metrics if name != "loss"}
-  audited = certify(config, jax.tree.map(np.asarray, result.params))
-  trained |= {name: value.reshape(len(config.weights), len(seeds)).T for name, value in audited.items()}
-  sizes = {name: np.tile(np.asarray(getattr(config, name)), (len(seeds), 1)) for name in ("sizes", "weights")}
-  shapes = np.tile(np.asarray(config.shapes), (len(seeds), 1, 1))
-  return {**found, **scalability(config, near), **trained, **sizes, "shapes": shapes}
+  audited = certify(config, jax.tree.map(np.asarray, trained["robustness"].params))
+  audited = {name: value.reshape(len(config.weights), len(seeds)).T for name, value in audited.items()}
+  return {**found, **scalability(config, near), **audited}
 
 
-def reached(m, square: bool) -> np.ndarray:
-  """The share of shapes whose runs reached the threshold, per seed."""
-  columns = [is_square(shape) == square for shape in m["shapes"][0]]
+def summary(config: Config, trials: Trials) -> dict[str, np.ndarray]:
+  """What was measured, and accuracies `[seeds, weights]` without and under attack."""
+  del config
+  accuracies = ("test_accuracy", "attacked_accuracy")
+  return {**trials.measured, **{name: trials["robustness"].last(name).T for name in accuracies}}
+
+
+def reached(config: Config, m, square: bool) -> np.ndarray:
+  """The fraction of shapes whose runs reached the threshold, per seed."""
+  columns = [is_square(shape) == square for shape in config.shapes]
   return np.mean(m["descent penalty"][:, columns] <= REACHED, axis=1)
 
 
@@ -277,126 +283,123 @@ def largest_kept(m) -> int:
   return int(np.flatnonzero(clean >= clean[0] - KEPT).max())
 
 
-def _change_beyond_8(m) -> np.ndarray:
-  errors = m["scale spectral"][..., m["sizes"][0] >= 8]
+def _change_beyond(config: Config, m) -> np.ndarray:
+  errors = m["scale spectral"][..., np.asarray(config.sizes) >= LARGE]
   return (errors.max(-1) / errors.min(-1) - 1).max(-1)
 
 
-def _frobenius_spread(m) -> np.ndarray:
-  # The identity holds where the input is at least twice the kernel less one; the others are shown, not judged.
+def _frobenius_spread(config: Config, m) -> np.ndarray:
+  # The identity holds where the input is at least twice the kernel minus one; the others are shown, not judged.
   spreads = []
-  shapes = [shape for shape in m["shapes"][0] if not is_square(shape)]
+  shapes = [shape for shape in config.shapes if not is_square(shape)]
   for index, (_, _, size, stride) in enumerate(shapes):
-    values = m["scale frobenius"][:, index, stride * m["sizes"][0] >= 2 * size - 1]
+    values = m["scale frobenius"][:, index, stride * np.asarray(config.sizes) >= 2 * size - 1]
     spreads.append(values.max(-1) / values.min(-1) - 1)
   return np.max(spreads, axis=0)
 
 
-CLAIMS = (
-  Claim(
-    "landscape",
-    "descent on the penalty alone finds orthogonal kernels when the convolution is not square",
-    "share of the shapes (8,4,3,1), (8,16,3,1), (4,8,3,2) that reach 1e-4 from a random start, Adam, 2,000 steps",
-    lambda m: reached(m, square=False),
-    at_least=0.95,
-  ),
-  Claim(
-    "square",
-    "and often fails when it is square",
-    "that share less the same of the shapes (8,8,3,1), (4,16,3,2)",
-    lambda m: reached(m, square=False) - reached(m, square=True),
-    at_least=0.3,
-  ),
-  Claim(
-    "bound",
-    "a kernel with a small penalty is nearly an isometry at every image size",
-    "largest ratio of the spectral error to its bound sqrt(alpha L_orth), L_orth about 1e-4, 4 to 64 pixels",
-    lambda m: (m["scale spectral"].max(-1) / m["scale bound"]).max(-1),
-    at_most=1.0,
-  ),
-  Claim(
-    "saturates",
-    "and no less so as images grow",
-    "relative change of the spectral error between 8 and 64 pixels, the largest of three shapes",
-    _change_beyond_8,
-    at_most=0.2,
-  ),
-  Claim(
-    "frobenius",
-    "the penalty is the Frobenius error per pixel, whatever the image size",
-    "relative spread of the Frobenius error over the size, inputs of at least 2 k - 1 pixels, float64",
-    _frobenius_spread,
-    at_most=1e-5,
-  ),
-  Claim(
-    "lipschitz",
-    "the weight of the penalty tunes the network's Lipschitz bound",
-    "least log-ratio of the products of largest singular values at neighbouring weights 0, 0.01, 1, 10",
-    lambda m: -np.diff(np.log(m["lipschitz_bound"]), axis=1).max(1),
-    at_least=0.0,
-  ),
-  Claim(
-    "robust",
-    "and makes it more robust at no loss of accuracy",
-    "accuracy under PGD (l2, radius 0.5, 20 steps) at the largest weight that costs at most a point of clean accuracy,"
-    " less without penalty; digits",
-    lambda m: (m["attacked_accuracy"] - m["attacked_accuracy"][:, :1])[:, largest_kept(m)],
-    at_least=0.03,
-  ),
-)
+def claims(config: Config) -> tuple[Claim, ...]:
+  """What descent finds, how the penalty scales with images, and what it does to a network."""
+  named = lambda square: ", ".join(
+    f"({','.join(map(str, shape))})" for shape in config.shapes if is_square(shape) == square
+  )
+  pixels = f"{config.sizes[0]} to {config.sizes[-1]} pixels"
+  descent = f"reach {REACHED:g} from a random start, Adam, {config.descent_steps:,} steps"
+  weights = ", ".join(f"{weight:g}" for weight in config.weights)
+  return (
+    Claim(
+      "landscape",
+      "Descent on the penalty alone finds orthogonal kernels when the convolution is not square",
+      f"fraction of the shapes {named(False)} (inputs, outputs, kernel, stride) that {descent}",
+      lambda m: reached(config, m, square=False),
+      at_least=0.95,
+    ),
+    Claim(
+      "square",
+      "Descent on the penalty alone often fails to find orthogonal kernels when the convolution is square",
+      f"fraction of the shapes {named(False)} that {descent}, minus that of the square shapes {named(True)}",
+      lambda m: reached(config, m, square=False) - reached(config, m, square=True),
+      at_least=0.3,
+    ),
+    Claim(
+      "bound",
+      "A kernel with a small penalty is nearly an isometry at every image size",
+      f"largest ratio of the spectral error to its bound sqrt(alpha L_orth), L_orth about {REACHED:g}, {pixels}",
+      lambda m: (m["scale spectral"].max(-1) / m["scale bound"]).max(-1),
+      at_most=1.0,
+    ),
+    Claim(
+      "saturates",
+      "A kernel with a small penalty stays nearly as much of an isometry as images grow",
+      f"relative change of the spectral error between {LARGE} and {config.sizes[-1]} pixels, the largest of the shapes"
+      f" {named(False)}",
+      lambda m: _change_beyond(config, m),
+      at_most=0.2,
+    ),
+    Claim(
+      "frobenius",
+      "The penalty is the Frobenius error per pixel, whatever the image size",
+      "relative spread of the Frobenius error over the size, inputs of at least 2 k - 1 pixels, float64",
+      lambda m: _frobenius_spread(config, m),
+      at_most=1e-5,
+    ),
+    Claim(
+      "lipschitz",
+      "The weight of the penalty tunes the network's Lipschitz bound",
+      f"least log-ratio of the products of largest singular values at neighbouring weights {weights}",
+      lambda m: -np.diff(np.log(m["lipschitz_bound"]), axis=1).max(1),
+      at_least=0.0,
+    ),
+    Claim(
+      "robust",
+      "The penalty makes a network more robust at no loss of accuracy",
+      f"accuracy under PGD (l2, radius {config.radius:g}, {config.attack_steps} steps) at the largest weight that costs"
+      f" at most {100 * KEPT:g} point of clean accuracy, minus that without penalty; digits",
+      lambda m: (m["attacked_accuracy"] - m["attacked_accuracy"][:, :1])[:, largest_kept(m)],
+      at_least=0.03,
+    ),
+  )
+
+
 NOTES = (
   "The identity of penalty and Frobenius error needs inputs of at least 2 k - 1 pixels: at stride 1 a 4-pixel image is"
   " too small, and is left out of that claim.",
-  "The penalty covers all four layers, the linear head among them. Certified accuracy (the share of test images that"
+  "The penalty covers all four layers, the linear head among them. Certified accuracy (the fraction of test images that"
   " are right and provably stay so within the attack's radius) is reported in the figure, not gated.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
   """What descent reaches, errors against image size, accuracies and Lipschitz bound against the weight."""
-  import matplotlib.pyplot as plt
-
-  m = measurements
-  picture, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-  values = np.maximum(m["descent penalty"], 1e-8)
-  shapes = [tuple(shape.tolist()) for shape in m["shapes"][0]]
-  squares = [is_square(shape) for shape in shapes]
-  for index, square in enumerate(squares):
-    spread = np.linspace(-0.15, 0.15, len(values))
-    color = "C3" if square else "C0"
-    label = ("square" if square else "not square") if index == squares.index(square) else None
-    left.plot(index + spread, values[:, index], "o", color=color, alpha=0.6, markersize=4, label=label)
-  names = [f"{c}→{o}\nstride {s}" for c, o, _, s in shapes]
+  picture, (left, middle, right, last) = plots.panels(4)
+  names = [f"{inputs}→{outputs}\nstride {stride}" for inputs, outputs, _, stride in config.shapes]
+  for square, label in ((False, "not square"), (True, "square")):
+    columns = [index for index, shape in enumerate(config.shapes) if is_square(shape) == square]
+    values = np.maximum(summary["descent penalty"][:, columns], 1e-8)
+    plots.scatter(left, {label: (np.broadcast_to(columns, values.shape).ravel(), values.ravel())})
   left.axhline(REACHED, color="k", linestyle=":", linewidth=1)
-  left.set(yscale="log", xticks=range(len(names)), ylabel="$L_{orth}$ after descent", title="kernels, 3×3; dots: seeds")
-  left.set_xticklabels(names, fontsize=8)
-  left.legend(frameon=False)
-  tall_or_wide = [name.replace("\n", ", ") for name, square in zip(names, squares) if not square]
-  for index in range(len(tall_or_wide)):
-    color = f"C{index}"
-    sizes = m["sizes"][0]
-    middle.plot(sizes, m["scale spectral"][:, index].T, ".-", color=color, alpha=0.4, linewidth=0.8)
-    middle.plot([], [], ".-", color=color, label=tall_or_wide[index])
-    middle.axhline(m["scale bound"][:, index].max(), color=color, linestyle=":")
+  left.set(yscale="log", ylabel="$L_{orth}$ after descent", title="kernels, 3×3")
+  left.set_xticks(range(len(names)), names, fontsize=8)
+  tall_or_wide = [name.replace("\n", ", ") for name, shape in zip(names, config.shapes) if not is_square(shape)]
+  for index, name in enumerate(tall_or_wide):
+    plots.curves(middle, config.sizes, {name: summary["scale spectral"][:, index]}, marker=".", color=f"C{index}")
+    middle.axhline(summary["scale bound"][:, index].max(), color=f"C{index}", linestyle=":")
   middle.plot([], [], "k:", label=r"bound $\sqrt{\alpha L_{orth}}$")
   middle.set(xscale="log", yscale="log", xlabel="output size in pixels", ylabel=r"largest $|\sigma^2 - 1|$")
-  middle.set(xticks=sizes, xticklabels=sizes, title="kernels with $L_{orth}$ about 1e-4")
+  middle.set(xticks=config.sizes, xticklabels=config.sizes, title=f"kernels with $L_{{orth}}$ about {REACHED:g}")
   middle.minorticks_off()
-  middle.legend(frameon=False, fontsize=8)
-  weights = np.arange(m["weights"].shape[1])
-  for name, label, color in (
-    ("test_accuracy", "clean", "C0"),
-    ("attacked_accuracy", "PGD, l2, 0.5", "C3"),
-    ("certified_accuracy", "certified, l2, 0.5", "C2"),
-  ):
-    right.plot(weights, m[name].mean(0), "o-", color=color, label=label)
-    right.plot(weights, m[name].T, ".", color=color, alpha=0.4, markersize=3)
-  right.set(xticks=weights, xticklabels=[f"{w:g}" for w in m["weights"][0]], ylim=(-0.03, 1.03))
-  right.set(xlabel="weight of the penalty", ylabel="test accuracy (lines: mean)", title="digits, 3 convolutions + head")
-  bound = right.twinx()
-  bound.plot(weights, m["lipschitz_bound"].mean(0), "ks--", markersize=4, linewidth=1, alpha=0.6)
-  right.plot([], [], "ks--", markersize=4, linewidth=1, alpha=0.6, label="Lipschitz bound (right)")
-  bound.set(yscale="log", ylabel="product of largest singular values")
-  right.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  accuracies = {
+    "clean": summary["test_accuracy"],
+    f"PGD, l2, {config.radius:g}": summary["attacked_accuracy"],
+    f"certified, l2, {config.radius:g}": summary["certified_accuracy"],
+  }
+  places = range(len(config.weights))
+  plots.curves(right, places, accuracies, marker="o")
+  right.set(ylabel="test accuracy", ylim=(-0.03, 1.03), title="digits, 3 convolutions + head")
+  plots.curves(last, places, {"digits": summary["lipschitz_bound"]}, marker="s", color="k")
+  last.set(yscale="log", title="product of largest singular values")
+  for axis in (right, last):
+    axis.set(xticks=places, xticklabels=[f"{weight:g}" for weight in config.weights], xlabel="weight of the penalty")
+  for axis in (left, middle, right):
+    axis.legend(frameon=False, fontsize=8)
+  plots.save(picture, path)
