@@ -1,7 +1,7 @@
 """Published methods of loss design and regularization for JAX: parts for anyone's training loop.
 
 Rooms: `losses` (what to minimise), `regularizers` (what to add), `transforms` (how to step, optax), `layers` and
-`models` (Flax), `quantization`, `kernels` (theory in closed form), `solvers` (iterative
+`models` (Flax), `quantization`, `pruning`, `kernels` (theory in closed form), `denoising`, `solvers` (iterative
 algorithms), `adversarial`, `metrics`, `data`, `training` (the harness). Each is imported when it is first used.
 
 >>> import jaxreg
@@ -16,11 +16,13 @@ __version__ = "0.1.0"
 _ROOMS = (
   "adversarial",
   "data",
+  "denoising",
   "kernels",
   "layers",
   "losses",
   "metrics",
   "models",
+  "pruning",
   "quantization",
   "regularizers",
   "solvers",

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
-from jaxreg import kernels
+from jaxreg import denoising, kernels
 from jaxreg.models import PosteriorMeanMLP
 
 jax.config.update("jax_enable_x64", True)
@@ -53,7 +53,7 @@ mixture = {
   "variances": jnp.full(4, 0.05**2),
   "weights": jnp.full(4, 0.25),
 }
-schedule = functools.partial(kernels.linear_vp_schedule, start_rate=0.1, end_rate=8.0)
+schedule = functools.partial(denoising.linear_vp_schedule, start_rate=0.1, end_rate=8.0)
 first, last = 0.05, 1.0
 
 
@@ -65,7 +65,7 @@ def draw(key, count):
   times = jax.random.uniform(keys[2], (count,), minval=first, maxval=last)
   signal, variance = schedule(times)
   noisy = signal[:, None] * clean + jnp.sqrt(variance)[:, None] * jax.random.normal(keys[3], (count, 2))
-  truth = kernels.gaussian_mixture_posterior_mean(noisy, signal=signal, variance=variance, **mixture)
+  truth = denoising.gaussian_mixture_posterior_mean(noisy, signal=signal, variance=variance, **mixture)
   return clean, times, noisy, truth
 
 
@@ -76,7 +76,7 @@ figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True, layout="constrai
 for axis, time in zip(axes, (0.1, 0.4, 0.9)):
   signal, variance = schedule(jnp.array(time))
   own = signal * clean + jnp.sqrt(variance) * jax.random.normal(jax.random.key(1), clean.shape)
-  score = kernels.gaussian_mixture_score(grid, signal=signal, variance=variance, **mixture)
+  score = denoising.gaussian_mixture_score(grid, signal=signal, variance=variance, **mixture)
   axis.plot(*own.T, ".", markersize=2, color="C7")
   axis.quiver(*grid.T, *(score / jnp.linalg.norm(score, axis=1, keepdims=True)).T, color="C0", width=0.004)
   axis.set(title=f"t = {time:g}", xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
@@ -186,7 +186,7 @@ def sample(coefficients, start):
 
   def velocity(time, points):
     signal, variance = schedule(time)
-    score = kernels.score_from_posterior_mean(mean(time, points), points, signal=signal, variance=variance)
+    score = denoising.score_from_posterior_mean(mean(time, points), points, signal=signal, variance=variance)
     return -(0.1 + 7.9 * time) / 2 * (points + score)
 
   step = (first - last) / 80

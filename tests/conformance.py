@@ -3,7 +3,7 @@
 A new ingredient joins by one line, with an adapter for its kind. Hyperparameters that may be traced are given as ranges
 `(low, high)`, along which a trial axis is laid; whatever is not a tuple is static. In `ROWS`:
 
-    loss(robust.brier_loss),                                     # loss(logits, labels)
+    loss(symmetric.brier_loss),                                     # loss(logits, labels)
     loss(comp_sum.comp_sum_loss, tau=(0.5, 2.5)),
     loss(label_dro.ldr_kl_loss, temperature=(0.5, 2.0), normalize="l1_mean"),
     scores(stablemax),                                 # function(logits) -> one value per class
@@ -26,22 +26,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxreg.layers import dynamic_pruning, weight_compander
+from jaxreg.layers import weight_compander
 from jaxreg.losses import (
+  active_passive,
   adversarial,
   aggregate,
+  binary_margin,
   calibrated_ensemble,
   chunked,
   comp_sum,
   distillation,
   early_learning,
   h_consistency,
+  hinge,
   label_dro,
   progressive_guidance,
-  robust,
   scaled_residual,
   score_matching,
   spherical,
+  symmetric,
 )
 from jaxreg.losses.stablemax import (
   log_stablemax,
@@ -52,15 +55,17 @@ from jaxreg.losses.stablemax import (
 from jaxreg.metrics import (
   classification,
   conv_spectrum,
+  gaussian_probe,
   grokking,
   inductive_bias,
   lazy_rich,
+  pareto,
   sample_complexity,
   weights,
 )
-from jaxreg.models import linear_probe
-from jaxreg.quantization import bounds, elastic, fake_quant, integer, pareto, search, straight_through
-from jaxreg.regularizers import group_sparsity, orthogonal_conv, unsquared_norm, weight_distribution
+from jaxreg.pruning import dynamic_pruning
+from jaxreg.quantization import bounds, elastic_quantizer, fake_quant, integer, search, straight_through
+from jaxreg.regularizers import group_sparsity, groups, orthogonal_conv, unsquared_norm, weight_distribution
 from jaxreg.solvers import (
   adaptive_sampling,
   follow_the_regularized_leader,
@@ -78,7 +83,7 @@ EXTREME = 1e4
 
 # Public names, or whole modules, of the rooms that are not rows, and why.
 EXEMPT = {
-  "losses.calibrated_ensemble.MARGIN_LOSSES": "functions by name, each of them a row",
+  "losses.binary_margin.MARGIN_LOSSES": "functions by name, each of them a row",
   "losses.chunked.OutputLayer": "argument of the chunked losses, tested with them",
   "losses.early_learning.ELRState": "state, carried by elr_loss",
   "losses.early_learning.elr_init": "builds the state that elr_loss's row starts from",
@@ -106,22 +111,27 @@ EXEMPT = {
   "quantization.bounds.mean_plus_deviation_bound": "a formula of a state, compared with NumPy's in its tests",
   "quantization.bounds.scaled_mean_magnitude_bound": "a formula of a state, compared with NumPy's in its tests",
   "quantization.bounds.scaled_root_mean_square_bound": "a formula of a state, compared with NumPy's in its tests",
-  "quantization.cost": "exact, of Python integers",
-  "quantization.elastic.ELASTIC_BITS": "numbers",
+  "metrics.gaussian_probe": "rows follow",
+  "metrics.linear_probe": "rows follow",
+  "metrics.network_cost": "exact, of Python integers",
+  "metrics.noncentral_chi2": "rows follow",
+  "metrics.weights.he_deviation": "of Python integers",
+  "solvers.factored_output": "rows follow",
+  "quantization.elastic_quantizer.ELASTIC_BITS": "numbers",
   "quantization.elastic.ElasticConfig": "what the layers are told",
   "quantization.elastic.ElasticConv": "a module around lsq_quantize",
   "quantization.elastic.ElasticDense": "a module around lsq_quantize",
-  "quantization.elastic.ElasticLayer": "result of elastic_layers",
-  "quantization.elastic.ElasticQuantizer": "a module around lsq_quantize",
-  "quantization.elastic.LsqTable": "result of lsq_calibrate",
+  "quantization.elastic_config.ElasticLayer": "result of elastic_layers",
+  "quantization.elastic_quantizer.ElasticQuantizer": "a module around lsq_quantize",
+  "quantization.elastic_quantizer.LsqTable": "result of lsq_calibrate",
   "quantization.elastic.calibrate_elastic": "of a module",
-  "quantization.elastic.config_variables": "renames",
-  "quantization.elastic.elastic_layers": "of a module's shapes",
-  "quantization.elastic.lsq_calibrate": "a search whose ties rounding decides; compared with the official one",
+  "quantization.elastic_config.config_variables": "renames",
+  "quantization.elastic_config.elastic_layers": "of a module's shapes",
+  "quantization.elastic_quantizer.lsq_calibrate": "a search whose ties rounding decides; has its golden test",
   "quantization.elastic.recalibrate_batch_norm": "of a module",
-  "quantization.elastic.sample_config": "of a key and integers",
-  "quantization.elastic.sample_forms": "of a key and integers",
-  "quantization.elastic.uniform_config": "of integers",
+  "quantization.elastic_config.sample_config": "of a key and integers",
+  "quantization.elastic_config.sample_forms": "of a key and integers",
+  "quantization.elastic_config.uniform_config": "of integers",
   "quantization.fake_quant.Quantized": "result of quantize_weight and quantize_activation",
   "quantization.fake_quant.quantize_activation": "carried by fake_quant_activation",
   "quantization.fake_quant.quantize_weight": "carried by fake_quant_weight",
@@ -133,10 +143,8 @@ EXEMPT = {
   "quantization.search.AccuracyPredictor": "a module",
   "quantization.search.encode_config": "of integers",
   "quantization.search.evolve_bits": "maps a function of the caller",
-  "regularizers.group_sparsity.compact": "shapes depend on values: not traceable, by contract",
-  "regularizers.group_sparsity.compact_pair": "shapes depend on values: not traceable, by contract",
-  "regularizers.group_sparsity.group_ids": "reads shapes only and returns NumPy ids; group_norms carries it",
-  "regularizers.group_sparsity.resolve_groups": "reads shapes only; group_norms carries it",
+  "regularizers.groups.group_ids": "reads shapes only and returns NumPy ids; group_norms carries it",
+  "regularizers.groups.resolve_groups": "reads shapes only; group_norms carries it",
   "regularizers.orthogonal_conv.orthogonal_conv_exists": "of Python integers",
   "regularizers.orthogonal_conv.orthogonal_conv_offset": "of Python integers",
   "regularizers.orthogonal_conv.orthogonal_conv_taps": "of Python integers",
@@ -369,7 +377,7 @@ _BAD_KERNEL = (
   ("kernel", lambda kernel, targets: (kernel.astype(np.int32), targets)),
   ("targets", lambda kernel, targets: (kernel, targets[1:])),
 )
-GROUPS = group_sparsity.group_ids({"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}, kind="neuron")
+GROUPS = groups.group_ids({"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}, kind="neuron")
 
 
 def _straight_through(x, results, **_):
@@ -514,7 +522,7 @@ def _features(rng):
 
 def _sample_curve(*arrays):
   def fit(features, labels, where):
-    return linear_probe.stats_to_linear(linear_probe.gaussian_stats(features, labels, num_classes=3, where=where))
+    return gaussian_probe.stats_to_linear(gaussian_probe.gaussian_stats(features, labels, num_classes=3, where=where))
 
   options = dict(sizes=np.array([6, 12]), heads={"bayes": fit}, num_classes=3, repeats=2)
   return sample_complexity.probe_sample_curve(jax.random.key(0), *arrays, **options)
@@ -688,11 +696,11 @@ ROWS = [
     bad=(("predictions", lambda x: (x.astype(np.int32),)),),
     examples="any",
   ),
-  binary_loss(calibrated_ensemble.binary_exponential_loss),
-  binary_loss(calibrated_ensemble.binary_focal_loss, gamma=(0.0, 3.0)),
-  binary_loss(calibrated_ensemble.binary_hinge_loss),
-  binary_loss(calibrated_ensemble.binary_logistic_loss),
-  binary_loss(calibrated_ensemble.binary_squared_hinge_loss),
+  binary_loss(binary_margin.binary_exponential_loss),
+  binary_loss(binary_margin.binary_focal_loss, gamma=(0.0, 3.0)),
+  binary_loss(binary_margin.binary_hinge_loss),
+  binary_loss(binary_margin.binary_logistic_loss),
+  binary_loss(binary_margin.binary_squared_hinge_loss),
   row(
     calibrated_ensemble.ensloss,
     lambda rng: (*_binary(rng), rng.normal(size=EXAMPLES)),
@@ -876,21 +884,25 @@ ROWS = [
   scores(label_dro.normalize_scores, normalize="l1_mean"),
   scores(label_dro.normalize_scores, normalize="softplus_mean"),
   scores(label_dro.aldr_fixed_point, initial_temperature=(0.5, 5.0), alpha=(1.5, 3.0), iterations=20),
-  loss(robust.asymmetric_generalized_cross_entropy_loss, offset=(0.0, 3.0), q=(0.5, 2.0)),
-  loss(robust.asymmetric_unhinged_loss, offset=(1.1, 3.0), q=(0.5, 2.0)),
-  loss(robust.brier_loss),
-  loss(robust.crammer_singer_loss, margin=(0.0, 1.0)),
-  loss(robust.jensen_shannon_loss, label_weight=(0.1, 0.9)),
-  loss(robust.mean_absolute_error_loss),
-  loss(robust.nce_agce_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), offset=(0.5, 3.0), q=(0.5, 2.0)),
-  loss(robust.nce_aul_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), offset=(1.1, 3.0), q=(0.5, 2.0)),
-  loss(robust.nce_rce_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), log_zero=(-9.0, -4.0)),
-  loss(robust.normalized_cross_entropy_loss),
-  loss(robust.reverse_cross_entropy_loss, log_zero=(-9.0, -4.0)),
-  loss(robust.robust_log_loss, alpha=(0.01, 1.0)),
-  loss(robust.symmetric_cross_entropy_loss, balance=(0.0, 1.0), log_zero=(-9.0, -4.0)),
-  loss(robust.truncated_generalized_cross_entropy_loss, q=(0.0, 1.0), threshold=(0.0, 0.5)),
-  loss(robust.weston_watkins_loss, margin=(0.0, 1.0)),
+  loss(active_passive.asymmetric_generalized_cross_entropy_loss, offset=(0.0, 3.0), q=(0.5, 2.0)),
+  loss(active_passive.asymmetric_unhinged_loss, offset=(1.1, 3.0), q=(0.5, 2.0)),
+  loss(symmetric.brier_loss),
+  loss(hinge.crammer_singer_loss, margin=(0.0, 1.0)),
+  loss(symmetric.jensen_shannon_loss, label_weight=(0.1, 0.9)),
+  loss(symmetric.mean_absolute_error_loss),
+  loss(
+    active_passive.nce_agce_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), offset=(0.5, 3.0), q=(0.5, 2.0)
+  ),
+  loss(
+    active_passive.nce_aul_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), offset=(1.1, 3.0), q=(0.5, 2.0)
+  ),
+  loss(active_passive.nce_rce_loss, active_weight=(0.0, 2.0), passive_weight=(0.0, 2.0), log_zero=(-9.0, -4.0)),
+  loss(active_passive.normalized_cross_entropy_loss),
+  loss(symmetric.reverse_cross_entropy_loss, log_zero=(-9.0, -4.0)),
+  loss(symmetric.robust_log_loss, alpha=(0.01, 1.0)),
+  loss(symmetric.symmetric_cross_entropy_loss, balance=(0.0, 1.0), log_zero=(-9.0, -4.0)),
+  loss(comp_sum.truncated_generalized_cross_entropy_loss, q=(0.0, 1.0), threshold=(0.0, 0.5)),
+  loss(hinge.weston_watkins_loss, margin=(0.0, 1.0)),
   row(
     spherical.log_partition_penalty,
     lambda rng: (_logits(rng),),
@@ -928,18 +940,18 @@ ROWS = [
   penalty(group_sparsity.prox_wgsef, GROUPS, k=(1, 4), lam=(0.0, 2.0)),
   penalty(group_sparsity.group_lasso, GROUPS),
   penalty(group_sparsity.prox_group_lasso, GROUPS, lam=(0.0, 2.0)),
-  penalty(group_sparsity.sum_groups, GROUPS, num_groups=4, wide=True),
+  penalty(groups.sum_groups, GROUPS, num_groups=4, wide=True),
   row(
-    group_sparsity.scale_groups,
+    groups.scale_groups,
     lambda rng: (*_layer(rng), rng.uniform(size=4)),
-    call=lambda values, factors: group_sparsity.scale_groups(values, GROUPS, factors),
+    call=lambda values, factors: groups.scale_groups(values, GROUPS, factors),
     bad=(("groups", lambda values, factors: (jax.tree.map(lambda leaf: leaf[None], values), factors)),),
   ),
-  row(group_sparsity.group_norms, _layer, wide=True, options=dict(kind="neuron")),
+  row(groups.group_norms, _layer, wide=True, options=dict(kind="neuron")),
   row(
-    group_sparsity.freeze_support,
+    groups.freeze_support,
     _layer,
-    call=lambda params: group_sparsity.freeze_support(params, {"kernel": "neuron", "bias": None}),
+    call=lambda params: groups.freeze_support(params, {"kernel": "neuron", "bias": None}),
     differentiable=False,
     wide=True,
   ),
@@ -1125,9 +1137,9 @@ ROWS = [
     options=dict(kurtosis_weight=(0.0, 1.0), skewness_weight=(0.0, 1.0), target=(1.2, 3.0)),
   ),
   row(
-    elastic.lsq_quantize,
+    elastic_quantizer.lsq_quantize,
     lambda rng: (rng.normal(size=EXAMPLES), np.array(0.3)),
-    call=lambda x, scale, bits: (elastic.lsq_quantize(x, scale, bits=bits), x),
+    call=lambda x, scale, bits: (elastic_quantizer.lsq_quantize(x, scale, bits=bits), x),
     bad=(
       ("values", lambda x, scale: (x.astype(np.int32), scale)),
       ("scale", lambda x, scale: (x, np.ones(3))),

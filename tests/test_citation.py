@@ -3,6 +3,7 @@
 import functools
 import importlib
 import inspect
+import pathlib
 import pkgutil
 import re
 
@@ -23,11 +24,13 @@ citation = jaxreg.citation
 table = inspect.getmodule(citation)
 ROOMS = (
   "adversarial",
+  "denoising",
   "kernels",
   "layers",
   "losses",
   "metrics",
   "models",
+  "pruning",
   "quantization",
   "regularizers",
   "solvers",
@@ -71,7 +74,7 @@ def test_table_names_what_exists_and_every_entry_is_used():
       assert hasattr(importlib.import_module(module), attribute), name
     else:
       importlib.import_module(name)
-  assert used == set(table._ENTRIES)
+  assert used == set(table._entries())
 
 
 def test_functions_modules_rooms_and_states():
@@ -100,9 +103,15 @@ def test_entries_are_whole():
   text = citation(*(importlib.import_module(f"jaxreg.{room}") for room in (*ROOMS, "data")))
   assert text.count("{") == text.count("}")
   entries = text.split("\n\n")
-  assert len(entries) == len(set(entries)) == len(table._ENTRIES)
+  assert len(entries) == len(set(entries)) == len(table._entries())
   for entry in entries:
     assert re.fullmatch(r"@\w+\{\w+,\n(  \w+ = \{.+\},\n)+\}", entry)
+
+
+def test_file_is_sorted_and_has_every_key_once():
+  text = (pathlib.Path(jaxreg.__file__).parent / "references.bib").read_text()
+  keys = re.findall(r"^@\w+\{(\w+),$", text, flags=re.MULTILINE)
+  assert keys == sorted(set(keys)) == list(table._entries())
 
 
 @pytest.mark.parametrize("stranger", [optax.sgd(0.1), jax, len, 3, "ldr", lambda x: x])

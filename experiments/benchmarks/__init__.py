@@ -1,4 +1,4 @@
-"""`bench`: side-by-side timings in one process run; each benchmark is a module with `rows(options)` and a `TITLE`."""
+"""`bench`: side-by-side timings in one process; a benchmark is a module with `measure(options)` and a `TITLE`."""
 
 import dataclasses
 import importlib
@@ -37,24 +37,17 @@ class Options:
 
 def run(names: list[str], options: Options) -> None:
   """Runs benchmarks, prints their tables and writes their records."""
-  from rich.console import Console
-  from rich.table import Table
-
-  from experiments.harness import records
+  from experiments.harness import records, report, tables
 
   folder = records.RESULTS if options.commit else pathlib.Path("runs")
   for name in names:
     module = importlib.import_module(f"experiments.benchmarks.{name}")
     rows, notes = module.measure(options)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    table = Table(*columns, title=module.TITLE)
-    for row in rows:
-      table.add_row(*[f"{row[c]:.4g}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns])
-    Console().print(table)
+    tables.show(rows, keys=list(rows[0])[:1], title=module.TITLE)
     for note in notes:
       print(note)
     path = folder / "benchmarks" / f"{name}.json"
     records.write(path, {"title": module.TITLE, "rows": rows, "notes": notes, **records.environment()})
     print(f"record: {path}")
   if options.commit:
-    records.report()
+    report.report()

@@ -10,7 +10,9 @@ import numpy as np
 from experiments.benchmarks import Options
 from experiments.benchmarks.timing import interleaved
 from jaxreg.models import MLP
+from jaxreg.pruning import compaction
 from jaxreg.regularizers import group_sparsity
+from jaxreg.regularizers.groups import group_ids
 
 TITLE = "Compaction: forward pass with the zero neurons and filters in place and removed, float32"
 KEPT = (0.5, 0.25, 0.125)
@@ -59,7 +61,7 @@ def _row(name, build: Callable, features, shape, order, kept: float, options: Op
   params = dict(model.init(jax.random.key(0), inputs)["params"])
   for layer, outputs in zip(order[:-1], features):
     params[layer] = _prune(params[layer], round(kept * outputs))
-  smaller = group_sparsity.compact(params, order=order)
+  smaller = compaction.compact(params, order=order)
   small = build(tuple(smaller[layer]["kernel"].shape[-1] for layer in order))
   steps = {
     "ms pruned": (jax.jit(model.apply), {"params": params}),
@@ -82,7 +84,7 @@ def _row(name, build: Callable, features, shape, order, kept: float, options: Op
 
 
 def _prune(layer: dict, k: int) -> dict:
-  groups = group_sparsity.group_ids(layer, kind="neuron" if layer["kernel"].ndim == 2 else "filter")
+  groups = group_ids(layer, kind="neuron" if layer["kernel"].ndim == 2 else "filter")
   pruned = group_sparsity.prox_wgsef(layer, groups, k=k, lam=1e6)
   return jax.tree.map(lambda new, old: jnp.where(new != 0, old, 0), pruned, layer)
 

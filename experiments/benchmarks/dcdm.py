@@ -51,7 +51,8 @@ def _train(config):
   cell = dcdm.cell(config)
   task = cell.task.replace(evaluate=None)
   with tempfile.TemporaryDirectory() as folder:
-    state = fit(task, folder=folder, progress=False, steps=cell.steps, log_every=cell.log_every).state
+    options = {"log_every": cell.log_every or cell.eval_every or cell.steps, "progress": False}
+    state = fit(task, steps=cell.steps, folder=folder, **options).state
   return lambda residual: task.predict(state, residual[None])[0], time.perf_counter() - began
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.benchmarks import Options
 from experiments.benchmarks.timing import interleaved
-from jaxreg.layers.gathered import gathered_conv, gathered_sizes
+from jaxreg.pruning.gathered import gathered_conv, gathered_sizes
 
 TITLE = "A convolution with pruned filters and channels: whole, masked, gathered"
 KEPT = (0.2, 0.45, 0.7, 1.0)

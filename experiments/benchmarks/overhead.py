@@ -11,7 +11,7 @@ import optax
 
 from experiments.benchmarks import Options
 from jaxreg.models import MLP
-from jaxreg.training import Task, fit
+from jaxreg.training import fit, gradient_task
 
 TITLE = "Step of fit against a bare jitted loop"
 
@@ -37,11 +37,12 @@ def _compare(width: int, batch: int, steps: int, repeats: int) -> dict:
   model = MLP((width, width, 10))
   optimizer = optax.sgd(0.05)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
+  def objective(params, extra, batch, context):
+    del context
     logits = model.apply({"params": params}, batch["x"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean(), (extra, {})
 
-  task = Task(
+  task = gradient_task(
     init_params=lambda key, hparams: (model.init(key, jnp.zeros((1, 64)))["params"], {}),
     objective=objective,
     optimizer=lambda hparams: optimizer,
@@ -56,7 +57,7 @@ def _compare(width: int, batch: int, steps: int, repeats: int) -> dict:
 
   @jax.jit
   def bare_step(params, opt_state, batch):
-    loss, grads = jax.value_and_grad(lambda p: objective(p, {}, batch, None, {}, None)[0])(params)
+    loss, grads = jax.value_and_grad(lambda p: objective(p, {}, batch, None)[0])(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, loss
 

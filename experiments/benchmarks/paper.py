@@ -31,7 +31,7 @@ def measure(options: Options):
 def _row(name: str) -> dict:
   module = registry.recipe(name)
   config = registry.preset(module, "paper")
-  task = module.build(config)
+  task = module.cell(config).task
   began = time.perf_counter()
   compiled = full_scale.compile_step(task, module.paper_batch(config), data_mesh(jax.devices()))
   params = jax.eval_shape(lambda: task.init(jax.random.key(0), task.hparams)).params

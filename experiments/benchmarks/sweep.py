@@ -3,7 +3,6 @@
 import concurrent.futures
 import importlib.util
 import multiprocessing
-import os
 import time
 
 import jax
@@ -13,9 +12,10 @@ import optax
 
 from experiments.benchmarks import Options
 from experiments.benchmarks.timing import fastest
+from experiments.harness import records
 from jaxreg.data import bundled
 from jaxreg.models import MLP
-from jaxreg.training import Task, fit, grid, sweep
+from jaxreg.training import Task, fit, gradient_task, grid, sweep
 
 TITLE = "Sweep of a 3-layer network (width 64, batch 64) on digits, 500 steps a trial"
 WIDTH, BATCH, STEPS = 64, 64, 500
@@ -27,11 +27,12 @@ def digits_task() -> Task:
   inputs = data["x"].reshape(len(data["x"]), -1)
   model = MLP((WIDTH, WIDTH, 10))
 
-  def objective(params, extra, batch, key, hparams, axis_name):
+  def objective(params, extra, batch, context):
+    del context
     logits = model.apply({"params": params}, batch["x"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean(), (extra, {})
 
-  return Task(
+  return gradient_task(
     init_params=lambda key, hparams: (model.init(key, jnp.zeros((1, 64)))["params"], {}),
     objective=objective,
     optimizer=lambda hparams: optax.sgd(hparams["learning_rate"]),
@@ -115,7 +116,7 @@ def torch_trials(trials: int, steps: int) -> float | None:
   if importlib.util.find_spec("torch") is None:
     print("PyTorch is not installed (pip install torch): skipping it.")
     return None
-  cores = os.cpu_count() or 1
+  cores = records.cores()
   rates = np.geomspace(0.01, 0.3, trials)
   jobs = [(rates[core::cores].tolist(), steps) for core in range(cores)]
   context = multiprocessing.get_context("spawn")

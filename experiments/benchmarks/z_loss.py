@@ -11,8 +11,8 @@ import threadpoolctl
 
 from experiments.benchmarks import Options
 from experiments.benchmarks.timing import interleaved
-from jaxreg.layers.factored_output import factored_init, factored_value_and_grad, stabilize_factored
 from jaxreg.losses import spherical
+from jaxreg.solvers.factored_output import factored_init, factored_value_and_grad, stabilize_factored
 
 TITLE = "Output layers with very many classes: a step (inputs' gradient and SGD on the weights), batch 200, float32"
 BATCH, SAMPLES, RATE = 200, 8192, 1e-3

@@ -8,8 +8,8 @@ A recipe may name a preset `paper` when it also defines
   with the real set's schema, the held-out split among them;
 
 and its `Config` has a field `data_dir: str | None = None`, TFDS's folder. `cell` does not touch the disk: `task.data`
-opens the stream when `fit` calls it, and `task.held_out` another split. tests/experiments/recipe_checks.py compiles every
-such step, takes ten reduced ones from a generated set and evaluates on its held-out split.
+opens the stream when `fit` calls it, and `task.held_out` another split. tests/experiments/recipe_checks.py compiles
+every such step, takes ten reduced ones from a generated set and evaluates on its held-out split.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.harness import registry
-from jaxreg.training import Task
-from jaxreg.training.fit import abstract_state, compiled_chunk, merge_hparams
+from jaxreg.training import Task, hparams
+from jaxreg.training.program import abstract_state, compiled_chunk
 
 __all__ = ["compile_step", "device_bytes", "recipes"]
 
@@ -43,8 +43,8 @@ def compile_step(task: Task, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Me
   """
   sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
   stacked = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=sharding) for n, x in batch.items()}
-  state, hparams = abstract_state(task, mesh), merge_hparams(task, None)
-  return compiled_chunk(task, mesh, 1).lower(state, stacked, hparams, np.int32(1)).compile()
+  arguments = abstract_state(task, mesh), stacked, hparams.merge(task), np.int32(1)
+  return compiled_chunk(task, mesh, 1).lower(*arguments).compile()
 
 
 def device_bytes(compiled: jax.stages.Compiled) -> int:

@@ -4,8 +4,8 @@ A recipe is a module in `papers/` or `studies/`, or anywhere else by its module 
 
 - `PRESETS`: names to frozen dataclasses, and `CARD` if it belongs to a paper;
 - `cell(config) -> Cell`: what `run` trains and `sweep` varies;
-- for `verify`: `cells(config, seeds) -> {name: Cell}` and `measure(config, seeds, trained) -> {name: [seeds, ...]}`, one
-  of them or both; `summary(config, trials) -> {name: [seeds, ...]}`, what they measured by default; `claims(config)`;
+- for `verify`: `cells(config, seeds) -> {name: Cell}` or `measure(config, seeds, trained) -> {name: [seeds, ...]}`, or
+  both; `summary(config, trials) -> {name: [seeds, ...]}`, by default what was measured; `claims(config)`;
   `figure(config, summary, path)`; and perhaps `table(config, summary)`, `DEVIATIONS`, `NOTES` or `notes(config)`.
 """
 
@@ -21,13 +21,14 @@ PACKAGES = ("papers", "studies")
 
 
 class Entry(NamedTuple):
-  """What the source of a recipe says: its name and module, the first line of its docstring, its card and presets."""
+  """What a recipe's source says: name, module, the first line of its docstring, card, presets, if it states claims."""
 
   name: str
   module: str
   title: str
   card: str
   presets: tuple[str, ...]
+  claims: bool
 
 
 class UnknownName(ValueError):
@@ -92,4 +93,5 @@ def _read(path: pathlib.Path) -> Entry | None:
     title=(ast.get_docstring(tree) or "").split("\n")[0].rstrip("."),
     card=card.value if isinstance(card, ast.Constant) else "",
     presets=tuple(key.value for key in presets.keys if isinstance(key, ast.Constant)),
+    claims=any(isinstance(node, ast.FunctionDef) and node.name == "claims" for node in tree.body),
   )

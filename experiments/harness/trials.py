@@ -136,7 +136,11 @@ class Trials:
 
 
 class Interrupted(Exception):
-  """A run was told to end, and saved what it had."""
+  """A run was told to end by a signal, and saved what it had."""
+
+  def __init__(self, result, steps: int):
+    super().__init__(f"interrupted at step {int(result.state.step)} of {steps}")
+    self.signal = int(result.interrupted)
 
 
 def run_cells(recipe, config, seeds: Sequence[int], folder: pathlib.Path | None = None, *, progress=True) -> Trials:
@@ -191,11 +195,11 @@ def _train_stream(cell: Cell, points, seeds, folder, label, progress) -> SweepRe
   for index, hparams in enumerate(chosen):
     for seed in seeds:
       result = fit(
-        cell.task, steps=cell.steps, seed=seed, hparams=hparams, eval_every=eval_every, progress=progress,
+        cell.task, steps=cell.steps, seed=seed, hparams=hparams, eval_every=cell.eval_every, progress=progress,
         log_every=cell.log_every or eval_every, folder=None if folder is None else folder / f"point{index}-seed{seed}",
       )  # fmt: skip
       if result.interrupted:
-        raise Interrupted(f"interrupted at step {int(result.state.step)} of {cell.steps}")
+        raise Interrupted(result, cell.steps)
       runs.append({row["step"]: row for row in result.rows})
       states.append(jax.device_get(result.state) if cell.keep_params else None)
   trials = [{**cell.task.hparams, **hparams} for hparams in chosen for _ in seeds]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -9,15 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell, Trials
+from experiments.problems.held_out import ONCE, mean_over
 from jaxreg.data import aggregate, bundled, tfds_stream
 from jaxreg.kernels import bagged_regression as theory
 from jaxreg.losses import interpolated_bag_squared_loss
 from jaxreg.models import MLP
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import HeldOut, Task, gradient_task, grid
 
 CARD = "06-aggregate"
-EPSILONS = (1.0, 5.0)
+RHOS = (0.01, 0.1, 1.0)  # at which the formula is checked
+ASPECT, BAG = 0.1, 4  # dimensions over examples and bag size where weights between the losses are compared
+PRIVATE_ASPECT, STRONG, WEAK = 0.3, 1.0, 5.0  # the same of the private problem, and its values of epsilon
+NETWORK_RHOS = (0.0, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +33,15 @@ class Config:
 
   Attributes:
     dataset: `diabetes` (bundled), or the name of a TFDS set with tensors `x` `[bag_size, features]` and `y` (the bag's
-      mean response), which `jaxreg.data.write_tfds` writes.
+      mean response) in splits `train` and `test`, which `jaxreg.data.write_tfds` writes.
     features: features per example of such a set.
     hidden: widths of the network's hidden layers.
     bag_size: examples per bag of the network's data.
     batch_size: bags per step; None takes all of them at every step.
     steps: steps of the network.
-    examples: n of the linear problems of the first two claims.
+    examples: n of the linear problems without privacy.
     draws: simulated problems per seed and setting.
-    dimensions: of the first claim.
-    bag_sizes: of the first claim.
+    dimensions, bag_sizes: at which the formula is checked.
     private_examples: n of the private problem.
     private_sizes: bag sizes tried there.
     data_dir: TFDS's folder.
@@ -69,8 +75,17 @@ PRESETS = {
 }  # fmt: skip
 
 
-def build(config: Config) -> Task:
-  """A network on bags; hyperparameters are `rho` and `learning_rate`."""
+def cell(config: Config) -> Cell:
+  """The network over weights between the two losses."""
+  log_every = max(config.steps // 4, 1)
+  return Cell(task(config), config.steps, grid(rho=NETWORK_RHOS), log_every=log_every)
+
+
+def task(config: Config) -> Task:
+  """A network on bags; hyperparameters are `rho` and `learning_rate`.
+
+  Held out are single examples of diabetes; of other sets the bags of their test split, of which only means are known.
+  """
   model = MLP((*config.hidden, 1))
 
   def predict(params, extra, inputs):
@@ -78,54 +93,48 @@ def build(config: Config) -> Task:
     flat = inputs.reshape(-1, inputs.shape[-1])
     return model.apply({"params": params}, flat).reshape(inputs.shape[:-1])
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, axis_name
-    losses = interpolated_bag_squared_loss(predict(params, extra, batch["x"]), batch["y"], rho=hparams["rho"])
-    return losses.mean(), (extra, {})
+  def objective(params, extra, batch, context):
+    outputs = predict(params, extra, batch["x"])
+    return interpolated_bag_squared_loss(outputs, batch["y"], rho=context.hparams["rho"]).mean(), (extra, {})
 
-  data, evaluate = _stream(config), None
-  if config.dataset == "diabetes":
-    data, (inputs, responses) = _diabetes(config.bag_size)
-
-    def evaluate(params, extra, hparams):
-      del hparams
-      return {"test_error": jnp.mean((predict(params, extra, inputs) - responses) ** 2)}
-
-  return Task(
-    init_params=lambda key, hparams: (model.init(key, jnp.zeros((1, config.features)))["params"], {}),
-    objective=objective,
-    optimizer=lambda hparams: optax.adam(optax.cosine_decay_schedule(hparams["learning_rate"], config.steps)),
-    data=data,
+  return gradient_task(
+    lambda key, hparams: (model.init(key, jnp.zeros((1, config.features)))["params"], {}),
+    objective,
+    lambda hparams: optax.adam(optax.cosine_decay_schedule(hparams["learning_rate"], config.steps)),
     batch_size=config.batch_size,
     hparams={"rho": 0.1, "learning_rate": 3e-3},
-    evaluate_params=evaluate,
     predict=predict,
+    config=config,
+    **(_diabetes(config, predict) if config.dataset == "diabetes" else _streams(config, predict)),
   )
 
 
-def _stream(config: Config):
-  return functools.partial(
-    tfds_stream, config.dataset, split="train", batch_size=config.batch_size, seed=0, data_dir=config.data_dir
-  )
+def _streams(config: Config, predict):
+  def measure(state, batch, hparams):
+    del hparams
+    outputs = predict(state.params, state.extra, batch["x"])
+    return mean_over(batch, test_error=(outputs.mean(-1) - batch["y"]) ** 2)
+
+  options = {"batch_size": config.batch_size, "data_dir": config.data_dir}
+  return {
+    "data": functools.partial(tfds_stream, config.dataset, "train", seed=0, **options),
+    "held_out": HeldOut(functools.partial(tfds_stream, config.dataset, "test", **ONCE, **options), measure),
+  }
 
 
-def _diabetes(bag_size: int):
+def _diabetes(config: Config, predict):
   """Bags of the training part, and single examples of the rest, in units of the responses' deviation."""
   train, test = bundled.standardize(*bundled.split(bundled.tabular("diabetes"), sizes=(320, 122)))
   mean, deviation = train["y"].mean(), train["y"].std()
   scaled = lambda y: ((y - mean) / deviation).astype(np.float32)
-  bags, means = aggregate(jax.random.key(0), train["x"], jnp.asarray(scaled(train["y"])), bag_size=bag_size)
-  return {"x": np.asarray(bags), "y": np.asarray(means)}, (test["x"], scaled(test["y"]))
+  bags, means = aggregate(jax.random.key(0), train["x"], jnp.asarray(scaled(train["y"])), bag_size=config.bag_size)
+  inputs, responses = test["x"], scaled(test["y"])
 
+  def evaluate(params, extra, hparams):
+    del hparams
+    return {"test_error": jnp.mean((predict(params, extra, inputs) - responses) ** 2)}
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Weights between the two losses."""
-  return grid(rho=[0.0, 0.03, 0.1, 0.3, 1.0])
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  return {"steps": config.steps, "log_every": max(config.steps // 4, 1), "eval_every": config.steps}
+  return {"data": {"x": np.asarray(bags), "y": np.asarray(means)}, "evaluate": evaluate}
 
 
 def paper_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -146,8 +155,12 @@ def reduced(config: Config) -> Config:
 def paper_sets(config: Config) -> dict[str, dict]:
   """Random bags."""
   rng = np.random.default_rng(0)
-  x = rng.normal(size=(64, config.bag_size, config.features)).astype(np.float32)
-  return {config.dataset: {"train": {"x": x, "y": x.mean((1, 2))}}}
+
+  def split(bags):
+    x = rng.normal(size=(bags, config.bag_size, config.features)).astype(np.float32)
+    return {"x": x, "y": x.mean((1, 2))}
+
+  return {config.dataset: {"train": split(64), "test": split(20)}}
 
 
 @functools.partial(jax.jit, static_argnames=("bags", "size", "dimensions", "draws"))
@@ -180,123 +193,135 @@ def private_risk(seed, epsilon, *, bags: int, size: int, dimensions: int, draws:
   return jnp.mean(jax.lax.map(draw, jax.random.split(jax.random.key(seed), draws)))
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Simulated and theoretical risks, `[seeds, …]`, and the network's test error `[seeds, weights]`."""
-  options = {"draws": config.draws}
-  measured = {}
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """The network."""
+  del seeds
+  return {"network": cell(config)}
 
-  settings = [(d, k, rho) for d in config.dimensions for k in config.bag_sizes for rho in (0.01, 0.1, 1.0)]
-  theirs = np.array([float(sum(theory.aggregate_risk(d / config.examples, k, rho))) for d, k, rho in settings])
-  ours = [
-    [simulated_risk(seed, rho, k**-0.5, bags=config.examples // k, size=k, dimensions=d, **options) for seed in seeds]
-    for d, k, rho in settings
-  ]
-  measured["theory error"] = np.abs(np.array(ours, np.float64).T / theirs - 1)
 
-  size, aspect = 4, 0.1
-  best = float(theory.optimal_rho(aspect, size))
-  weights = np.unique([1e-6, 0.01, 0.03, best, 0.3, 1.0, 3.0])
-  shape = {"bags": config.examples // size, "size": size, "dimensions": int(aspect * config.examples)}
-  measured["weights"] = np.tile(weights, (len(seeds), 1))
-  measured["risk"] = np.array(
-    [[simulated_risk(seed, rho, size**-0.5, **shape, **options) for rho in weights] for seed in seeds], np.float64
+def settings(config: Config) -> list[tuple[int, int, float]]:
+  """Dimensions, bag sizes and weights at which the formula is checked."""
+  return list(itertools.product(config.dimensions, config.bag_sizes, RHOS))
+
+
+def weights() -> np.ndarray:
+  """The weights between the losses that are compared, the theory's best one among them."""
+  return np.unique([1e-6, 0.01, 0.03, float(theory.optimal_rho(ASPECT, BAG)), 0.3, 1.0, 3.0])
+
+
+def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
+  """Simulated risks of the linear problems, `[seeds, settings]`, `[seeds, weights]` and `[seeds, bag sizes]`."""
+  del trained
+  options, examples = {"draws": config.draws}, config.examples
+
+  def at_setting(seed, d, k, rho):
+    return simulated_risk(seed, rho, k**-0.5, bags=examples // k, size=k, dimensions=d, **options)
+
+  def at_weight(seed, rho):
+    shape = {"bags": examples // BAG, "size": BAG, "dimensions": int(ASPECT * examples)}
+    return simulated_risk(seed, rho, BAG**-0.5, **shape, **options)
+
+  def private(seed, epsilon, k):
+    dimensions = int(PRIVATE_ASPECT * config.private_examples)
+    return private_risk(seed, epsilon, bags=config.private_examples // k, size=k, dimensions=dimensions, **options)
+
+  per_seed = lambda risks: np.array([risks(seed) for seed in seeds], np.float64)
+  return {
+    "risk at settings": per_seed(lambda seed: [at_setting(seed, *setting) for setting in settings(config)]),
+    "risk": per_seed(lambda seed: [at_weight(seed, rho) for rho in weights()]),
+    **{
+      f"private risk {epsilon:g}": per_seed(
+        lambda seed, epsilon=epsilon: [private(seed, epsilon, k) for k in config.private_sizes]
+      )
+      for epsilon in (STRONG, WEAK)
+    },
+  }
+
+
+def summary(config: Config, trials: Trials) -> dict[str, np.ndarray]:
+  """What was simulated, its relative error `[seeds, settings]`, and the network's test error `[seeds, weights]`."""
+  predicted = [float(sum(theory.aggregate_risk(d / config.examples, k, rho))) for d, k, rho in settings(config)]
+  measured = trials.measured
+  at = lambda rho: measured["risk"][:, np.argmin(np.abs(weights() - rho))]
+  return {
+    **measured,
+    "theory error": np.abs(measured["risk at settings"] / predicted - 1),
+    "risk at best": at(theory.optimal_rho(ASPECT, BAG)),
+    "risk at ends": np.minimum(at(1e-6), at(1.0)),
+    "network error": trials["network"].last("test_error").T,
+  }
+
+
+def claims(config: Config) -> tuple[Claim, ...]:
+  """The formula predicts; a weight between the losses is best; privacy decides the bag size."""
+  among = lambda values: f"{min(values):g} to {max(values):g}"
+  span = f"d {among(config.dimensions)}, k {among(config.bag_sizes)}, rho {among(RHOS)}, n {config.examples:,}"
+  best_size = lambda m, epsilon: np.asarray(config.private_sizes)[m[f"private risk {epsilon:g}"].argmin(1)]
+  private = f"instance level, psi {PRIVATE_ASPECT:g}, n {config.private_examples:,}"
+  return (
+    Claim(
+      "theory_median",
+      "The asymptotic formula predicts the risk of linear regression on bags",
+      f"relative error of the simulated risk, median of {len(settings(config))} settings ({span})",
+      lambda m: np.median(m["theory error"], axis=1),
+      at_most=0.06,
+    ),
+    Claim(
+      "theory_worst",
+      "The asymptotic formula predicts the risk of linear regression on bags in every setting tried",
+      f"relative error of the simulated risk, the largest of {len(settings(config))} settings ({span})",
+      lambda m: m["theory error"].max(1),
+      at_most=0.15,
+    ),
+    Claim(
+      "interpolation",
+      "A weight between the bag-level and the instance-level loss beats both",
+      f"simulated risk at the theory's best weight over the lesser of those at 1e-6 and 1; psi {ASPECT:g}, k {BAG}",
+      lambda m: m["risk at best"] / m["risk at ends"],
+      at_most=0.75,
+    ),
+    Claim(
+      "strong_privacy",
+      f"With strong label privacy (epsilon {STRONG:g}) large bags are best",
+      f"bag size of least simulated risk, epsilon {STRONG:g}, {private}",
+      lambda m: best_size(m, STRONG),
+      at_least=10.0,
+    ),
+    Claim(
+      "weak_privacy",
+      f"With weak label privacy (epsilon {WEAK:g}) small bags of more than one example are best",
+      f"fraction of seeds whose bag size of least simulated risk is 2 or 5, epsilon {WEAK:g}, {private}",
+      lambda m: np.isin(best_size(m, WEAK), (2, 5)).astype(float),
+      at_least=1.0,
+    ),
   )
-  at = lambda rho: measured["risk"][:, np.argmin(np.abs(weights - rho))]
-  measured["risk at best"], measured["risk at ends"] = at(best), np.minimum(at(1e-6), at(1.0))
-
-  dimensions = int(0.3 * config.private_examples)
-  measured["sizes"] = np.tile(config.private_sizes, (len(seeds), 1))
-  for epsilon in EPSILONS:
-    measured[f"private risk {epsilon:g}"] = np.array(
-      [
-        [
-          private_risk(seed, epsilon, bags=config.private_examples // k, size=k, dimensions=dimensions, **options)
-          for k in config.private_sizes
-        ]
-        for seed in seeds
-      ],
-      np.float64,
-    )
-
-  steps = {key: value for key, value in run_options(config).items() if key != "log_every"}
-  result = sweep(build(config), points(config), seeds=seeds, label="network", **steps)
-  measured["network weights"] = np.tile(points(config)["rho"], (len(seeds), 1))
-  measured["network error"] = result.by_point("test_error")[:, :, -1].T
-  return measured
 
 
-def _best_size(m, epsilon: float) -> np.ndarray:
-  return np.take_along_axis(m["sizes"], m[f"private risk {epsilon:g}"].argmin(1)[:, None], 1)[:, 0]
-
-
-CLAIMS = (
-  Claim(
-    "theory_median",
-    "the asymptotic formula predicts the risk of linear regression",
-    "relative error of the simulated risk, median of 27 settings (d 100 to 300, k 2 to 8, rho 0.01 to 1, n 800)",
-    lambda m: np.median(m["theory error"], axis=1),
-    at_most=0.06,
-  ),
-  Claim(
-    "theory_worst",
-    "in all of these settings",
-    "the largest of these errors",
-    lambda m: m["theory error"].max(1),
-    at_most=0.15,
-  ),
-  Claim(
-    "interpolation",
-    "a weight between the two losses beats both",
-    "simulated risk at the theory's best weight over the lesser of those at 1e-6 and 1; psi 0.1, k 4",
-    lambda m: m["risk at best"] / m["risk at ends"],
-    at_most=0.75,
-  ),
-  Claim(
-    "strong_privacy",
-    "with strong privacy large bags are best",
-    "bag size of least simulated risk, instance level, epsilon 1, psi 0.3",
-    lambda m: _best_size(m, 1.0),
-    at_least=10.0,
-  ),
-  Claim(
-    "weak_privacy",
-    "with weak privacy small ones are",
-    "share of seeds whose best bag size is 2 or 5, epsilon 5",
-    lambda m: np.isin(_best_size(m, 5.0), (2, 5)).astype(float),
-    at_least=1.0,
-  ),
-)
 NOTES = (
-  "Reported, not gated: a network on bags of four of the diabetes set (right panel).",
+  "Reported, not gated: the network on bags (right panel).",
   "Instance-level coefficients are shrunk by about 1/k; the figure shows them raw.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
+def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
   """Simulation over theory: risk against the weight, private risk against the bag size; the network's error."""
-  import matplotlib.pyplot as plt
-
-  m = measurements
-  picture, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-  weights = np.geomspace(1e-6, 10, 200)
-  left.semilogx(weights, np.sum(theory.aggregate_risk(0.1, 4, weights), axis=0), "k-", label="theory")
-  left.errorbar(m["weights"][0], m["risk"].mean(0), m["risk"].std(0), fmt="o", label="simulation, deviation over seeds")
-  left.set(xlabel="weight rho of the within-bag spread", ylabel="risk", title="psi 0.1, bags of 4", ylim=(0, None))
-  left.legend(frameon=False)
-  sizes = np.linspace(1, m["sizes"].max(), 200)
-  for index, epsilon in enumerate(EPSILONS):
+  picture, (left, middle, right) = plots.panels(3)
+  curve = np.geomspace(1e-6, 10, 200)
+  left.semilogx(curve, np.sum(theory.aggregate_risk(ASPECT, BAG, curve), axis=0), "k-", label="theory")
+  plots.curves(left, weights(), {"simulation": summary["risk"]}, marker="o", linestyle="")
+  left.set(xlabel="weight rho of the within-bag spread", ylabel="risk", ylim=(0, None))
+  left.set_title(f"psi {ASPECT:g}, bags of {BAG}")
+  sizes = np.linspace(1, max(config.private_sizes), 200)
+  for color, epsilon in (("C0", STRONG), ("C1", WEAK)):
     noise = theory.effective_noise(1.0, clip=2.0, epsilon=epsilon, bag_size=sizes)
-    middle.loglog(sizes, np.sum(theory.aggregate_risk(0.3, sizes, 1.0, noise=noise), axis=0), f"C{index}-")
-    values = m[f"private risk {epsilon:g}"]
-    label = f"epsilon {epsilon:g} (line: theory)"
-    middle.errorbar(m["sizes"][0], values.mean(0), values.std(0), fmt=f"C{index}o", label=label)
+    middle.loglog(sizes, np.sum(theory.aggregate_risk(PRIVATE_ASPECT, sizes, 1.0, noise=noise), axis=0), color)
+    found = {f"epsilon {epsilon:g} (line: theory)": summary[f"private risk {epsilon:g}"]}
+    plots.curves(middle, config.private_sizes, found, marker="o", linestyle="", color=color)
   middle.axhline(1, color="k", linestyle=":", label="predicting 0")
-  middle.set(xlabel="bag size", ylabel="risk", title="label privacy, instance level, psi 0.3")
-  middle.legend(frameon=False)
-  errors = m["network error"]
-  places = range(errors.shape[1])
-  right.errorbar(places, errors.mean(0), errors.std(0) / np.sqrt(len(errors)), fmt="o-")
-  right.set(xticks=places, xticklabels=[f"{rho:g}" for rho in m["network weights"][0]])
-  right.set(xlabel="weight rho", ylabel="squared error / variance", title="network, diabetes, bags of 4")
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  middle.set(xlabel="bag size", ylabel="risk", title=f"label privacy, instance level, psi {PRIVATE_ASPECT:g}")
+  for axis in (left, middle):
+    axis.legend(frameon=False, fontsize=8)
+  plots.bars(right, {f"{rho:g}": summary["network error"][:, index] for index, rho in enumerate(NETWORK_RHOS)})
+  right.set(xlabel="weight rho", ylabel="squared error / variance")
+  right.set_title(f"network, {config.dataset}, bags of {config.bag_size}")
+  plots.save(picture, path)

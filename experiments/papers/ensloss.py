@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell, Trials
 from experiments.problems import cifar10
+from experiments.problems.held_out import ONCE, mean_over
 from jaxreg.data import array_stream, bundled, noise, read_tfds
-from jaxreg.losses import calibrated_ensemble
+from jaxreg.losses import binary_margin, calibrated_ensemble
 from jaxreg.models import MLP
 from jaxreg.models.resnet import DEPTHS, ResNet
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import HeldOut, Task, gradient_task, grid
 
 CARD = "09-ensloss"
 # name -> what it is called in tables.
@@ -30,9 +33,9 @@ class Config:
     loss: `ensloss`, `logistic` (BCE), `hinge` or `exponential` (whose gradient is clipped to norm 10).
     model: `mlp` on two digits of the MNIST subset, or `resnet` on two classes of CIFAR-10.
     pair: the two classes; the second is the positive one.
-    pairs: the pairs that `measure` averages over.
+    pairs: the pairs that `verify` averages over.
     train: training images of the pair, for `mlp`; the rest is for testing.
-    rate: share of training labels to flip in the claims on overfitting.
+    rate: fraction of training labels to flip in the claims on overfitting.
     hidden: widths of the MLP.
     stages: blocks in each stage of the ResNet; 3, 4, 6, 3 for ResNet-34.
     width: channels of the ResNet's first stage.
@@ -83,7 +86,15 @@ PRESETS = {
 }
 
 
-def build(config: Config) -> Task:
+def cell(config: Config) -> Cell:
+  """One pair and loss over noise rates × learning rates; evaluations at five equidistant times."""
+  rates = {"noise_rate": [0.0, config.rate]} if config.model == "mlp" else {}
+  every = config.steps // 5
+  at = grid(**rates, learning_rate=[config.learning_rate / 2, config.learning_rate])
+  return Cell(task(config), 5 * every, at, eval_every=every)
+
+
+def task(config: Config) -> Task:
   """The task of one pair and loss; hyperparameters are `learning_rate`, and for the MLP `noise_rate` (flipped labels).
 
   The flips are drawn from the run's key, so that all losses see the same wrong labels at the same seed and rate.
@@ -91,11 +102,11 @@ def build(config: Config) -> Task:
   return _mnist_task(config) if config.model == "mlp" else _cifar_task(config)
 
 
-def _values(config: Config, logits, labels, key, axis_name):
+def _values(config: Config, logits, labels, context):
   """The loss of each example; EnsLoss ranks the margins of the global batch."""
   if config.loss == "ensloss":
-    return calibrated_ensemble.ensloss(logits, labels, key, axis_name=axis_name)
-  return calibrated_ensemble.MARGIN_LOSSES[config.loss](logits, labels)
+    return calibrated_ensemble.ensloss(logits, labels, context.key, axis_name=context.axis_name)
+  return binary_margin.MARGIN_LOSSES[config.loss](logits, labels)
 
 
 def _optimizer(config: Config, hparams) -> optax.GradientTransformation:
@@ -122,25 +133,25 @@ def _mnist_task(config: Config) -> Task:
     del extra
     return model.apply({"params": params}, inputs)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del hparams
+  def objective(params, extra, batch, context):
     logits = predict(params, extra, batch["x"])
-    return jnp.mean(_values(config, logits, extra["labels"][batch["id"]], key, axis_name)), (extra, {})
+    return jnp.mean(_values(config, logits, extra["labels"][batch["id"]], context)), (extra, {})
 
   def evaluate(params, extra, hparams):
     del hparams
     right = lambda inputs, labels: jnp.mean((predict(params, extra, inputs)[:, 0] > 0) == labels)
     return {"test_accuracy": right(test["x"], test["y"]), "fitted_labels": right(train["x"], extra["labels"])}
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=functools.partial(_optimizer, config),
+  return gradient_task(
+    init_params,
+    objective,
+    functools.partial(_optimizer, config),
     data={"x": train["x"]},
     batch_size=config.batch_size,
     hparams={"learning_rate": config.learning_rate, "noise_rate": config.rate},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
@@ -153,7 +164,10 @@ def _mnist_pair(pair: tuple[int, int], train: int):
 
 
 def _cifar_task(config: Config) -> Task:
-  """Two classes of CIFAR-10, picked when the data are opened; no augmentation, as in the official code's default."""
+  """Two classes of CIFAR-10, picked when the data are opened; no augmentation, as in the official code's default.
+
+  Held out are the two classes of the test split.
+  """
 
   def network(axis_name=None):
     return ResNet(stages=config.stages, classes=1, width=config.width, axis_name=axis_name)
@@ -166,29 +180,36 @@ def _cifar_task(config: Config) -> Task:
   def predict(params, extra, inputs):
     return network().apply({"params": params, **extra}, _pixels(params, inputs), train=False)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del hparams
-    logits, extra = network(axis_name).apply(
+  def objective(params, extra, batch, context):
+    logits, extra = network(context.axis_name).apply(
       {"params": params, **extra}, _pixels(params, batch["image"]), train=True, mutable=["batch_stats"]
     )
     labels = (batch["label"] == config.pair[1]).astype(jnp.int32)
     right = jnp.mean((logits[:, 0] > 0) == labels)
-    return jnp.mean(_values(config, logits, labels, key, axis_name)), (extra, {"train_accuracy": right})
+    return jnp.mean(_values(config, logits, labels, context)), (extra, {"train_accuracy": right})
 
-  def data():
-    everything = read_tfds("cifar10", "train", data_dir=config.data_dir)
+  def measure(state, batch, hparams):
+    del hparams
+    logits = predict(state.params, state.extra, batch["image"])
+    return mean_over(batch, test_accuracy=(logits[:, 0] > 0) == (batch["label"] == config.pair[1]))
+
+  def stream(split, **options):
+    everything = read_tfds("cifar10", split, data_dir=config.data_dir)
     chosen = np.isin(everything["label"], config.pair)
     pair = {name: everything[name][chosen] for name in ("image", "label")}
-    return array_stream(pair, batch_size=config.batch_size, seed=0)
+    return array_stream(pair, batch_size=config.batch_size, **options)
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=functools.partial(_optimizer, config),
-    data=data,
+  return gradient_task(
+    init_params,
+    objective,
+    functools.partial(_optimizer, config),
+    data=functools.partial(stream, "train", seed=0),
     batch_size=config.batch_size,
     hparams={"learning_rate": config.learning_rate},
     predict=predict,
+    held_out=HeldOut(functools.partial(stream, "test", **ONCE), measure),
+    config=config,
+    cast=("image",),
   )
 
 
@@ -212,101 +233,99 @@ def paper_sets(config: Config) -> dict[str, dict]:
   return cifar10.generated_set([*config.pair, 0, 9], examples=128)
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Noise rates × learning rates."""
-  rates = {"noise_rate": [0.0, config.rate]} if config.model == "mlp" else {}
-  return grid(**rates, learning_rate=[config.learning_rate / 2, config.learning_rate])
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run; evaluations at five equidistant times."""
-  every = config.steps // 5
-  return {"steps": 5 * every, "log_every": every, "eval_every": every}
-
-
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """For every loss, with and without flipped labels: accuracies `[seeds, pairs]` at the end of training."""
-  options = {"steps": config.steps, "seeds": seeds, "engine": "map"}  # small networks: timing both engines takes longer
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Every loss on every pair, with and without flipped labels."""
+  del seeds
+  if config.model != "mlp":
+    raise ValueError("the claims of ensloss are about flipped labels of digits; train its preset `paper` with `run`.")
   at = grid(noise_rate=[config.rate, 0.0])
-  measured = {}
-  for loss in LOSSES:
-    results = []
-    for pair in config.pairs:
-      task = build(dataclasses.replace(config, loss=loss, pair=pair))
-      results.append(sweep(task, at, label=f"{loss} {pair}", **options))
-    for index, setting in enumerate(("noisy", "clean")):
-      for metric in ("test_accuracy", "fitted_labels"):
-        values = [result.by_point(metric)[index, :, -1] for result in results]
-        measured[f"{loss} {setting} {metric}"] = np.stack(values, axis=1)
-  return measured
+  return {
+    # Small networks: timing both engines takes longer.
+    _name(loss, pair): Cell(task(dataclasses.replace(config, loss=loss, pair=pair)), config.steps, at, engine="map")
+    for loss in LOSSES
+    for pair in config.pairs
+  }
 
 
-def _gain(measurements, loss: str, setting: str) -> np.ndarray:
-  """EnsLoss's test accuracy less another loss's, `[seeds, pairs]`."""
-  accuracy = lambda loss: measurements[f"{loss} {setting} test_accuracy"]
+def _name(loss: str, pair: tuple[int, int]) -> str:
+  return f"{loss} {pair[0]}-{pair[1]}"
+
+
+def summary(config: Config, trials: Trials) -> dict[str, np.ndarray]:
+  """For every loss, with and without flipped labels: accuracies `[seeds, pairs]` at the end of training."""
+  return {
+    f"{loss} {setting} {metric}": np.stack(
+      [trials[_name(loss, pair)].at(metric, noise_rate=rate)[:, -1] for pair in config.pairs], axis=1
+    )
+    for loss in LOSSES
+    for setting, rate in (("noisy", config.rate), ("clean", 0.0))
+    for metric in ("test_accuracy", "fitted_labels")
+  }
+
+
+def gain(summary, loss: str, setting: str) -> np.ndarray:
+  """EnsLoss's test accuracy minus another loss's, `[seeds, pairs]`."""
+  accuracy = lambda loss: summary[f"{loss} {setting} test_accuracy"]
   return accuracy("ensloss") - accuracy(loss)
 
 
-def _versus(loss: str, sentence: str, at_least: float) -> Claim:
-  return Claim(
-    f"beats_{loss}",
-    sentence,
-    f"test accuracy at the last epoch, EnsLoss less {LOSSES[loss]}, mean of the pairs 3/5, 4/9 and 3/8 of the MNIST"
-    " subset, 256 training images, 10 % of their labels flipped",
-    lambda m: _gain(m, loss, "noisy").mean(axis=1),
-    at_least=at_least,
+def claims(config: Config) -> tuple[Claim, ...]:
+  """With flipped labels EnsLoss beats the fixed losses; without it changes little."""
+  pairs = ", ".join(f"{a}/{b}" for a, b in config.pairs)
+  setting = f"pairs {pairs} of the MNIST subset, {config.train} training images"
+  flipped, percent = f"{setting}, {100 * config.rate:g} % of their labels flipped", f"{100 * config.rate:g} %"
+
+  def versus(loss, sentence, at_least):
+    return Claim(
+      f"beats_{loss}",
+      f"With {percent} of the labels flipped EnsLoss {sentence}",
+      f"test accuracy at the last epoch, EnsLoss minus {LOSSES[loss]}, mean of the {flipped}",
+      lambda m: gain(m, loss, "noisy").mean(axis=1),
+      at_least=at_least,
+    )
+
+  return (
+    versus("logistic", "ends more accurate than BCE", 0.005),
+    versus("hinge", "ends more accurate than the hinge loss", 0.005),
+    versus("exponential", "is no less accurate than the exponential loss", 0.0),
+    Claim(
+      "wins",
+      f"With {percent} of the labels flipped EnsLoss beats BCE in at least four runs of six",
+      "fraction of the pairs in which EnsLoss's test accuracy is above that of BCE in the run with the same seed,"
+      f" {flipped}",
+      lambda m: (gain(m, "logistic", "noisy") > 0).mean(axis=1),
+      at_least=4 / 6,
+    ),
+    Claim(
+      "clean",
+      "On easy data without wrong labels EnsLoss neither gains nor costs much accuracy against BCE",
+      f"absolute difference of the test accuracies of EnsLoss and BCE at the last epoch, mean of the {setting}, no"
+      " flips",
+      lambda m: np.abs(gain(m, "logistic", "clean").mean(axis=1)),
+      at_most=0.01,
+    ),
   )
 
 
-CLAIMS = (
-  _versus("logistic", "With flipped labels EnsLoss ends more accurate than BCE", 0.005),
-  _versus("hinge", "and than the hinge loss", 0.005),
-  _versus("exponential", "and is no worse than the exponential loss", 0.0),
-  Claim(
-    "wins",
-    "it beats BCE in at least four runs of six",
-    "share of the pairs in which EnsLoss's accuracy is above that of BCE in the run with the same seed",
-    lambda m: (_gain(m, "logistic", "noisy") > 0).mean(axis=1),
-    at_least=4 / 6,
-  ),
-  Claim(
-    "clean",
-    "on easy data without wrong labels it neither gains nor costs much",
-    "absolute difference of the same accuracies of EnsLoss and BCE without flips",
-    lambda m: np.abs(_gain(m, "logistic", "clean").mean(axis=1)),
-    at_most=0.01,
-  ),
-)
 NOTES = (
   "The training images of a pair are the same for all seeds; flips, initial parameters, batches and drawn losses are"
   " not.",
-  "Reported, not gated (`fitted_labels`): the share of the given training labels, wrong ones included, that a network"
-  " reproduces at the end. If it is near 1 for EnsLoss too, the gain is not that of memorising less.",
+  "Reported, not gated (`fitted_labels`): the fraction of the given training labels, wrong ones included, that a"
+  " network reproduces at the end. If it is near 1 for EnsLoss too, the gain is not that of memorising less.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
-  """Test accuracy of every loss with and without flips, and EnsLoss's gain over BCE per pair and seed."""
-  import matplotlib.pyplot as plt
-
-  picture, axes = plt.subplots(1, 3, figsize=(12, 3.8), width_ratios=(1, 1, 1.2), layout="constrained")
-  for axis, setting, title in zip(axes, ("noisy", "clean"), ("10 % of training labels flipped", "no flips")):
-    _bars(axis, [measurements[f"{loss} {setting} test_accuracy"] for loss in LOSSES])
-    axis.set(title=title, ylabel="test accuracy (dots: seeds, mean of pairs)")
-  gains = _gain(measurements, "logistic", "noisy")
-  axes[2].plot(range(gains.shape[1]), gains.T, ".-", alpha=0.7)
+def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  """Test accuracy of every loss with and without flips, and EnsLoss's gain over BCE per pair."""
+  picture, axes = plots.panels(3)
+  for axis, setting, rate in zip(axes, ("noisy", "clean"), (config.rate, 0.0)):
+    means = {LOSSES[loss]: summary[f"{loss} {setting} test_accuracy"].mean(axis=1) for loss in LOSSES}
+    plots.bars(axis, means)
+    low, high = min(values.min() for values in means.values()), max(values.max() for values in means.values())
+    axis.set(title=f"{100 * rate:g} % of training labels flipped", ylabel="test accuracy, mean of pairs")
+    axis.set_ylim(low - 0.3 * (high - low) - 0.005, high + 0.3 * (high - low) + 0.005)  # differences are small
+  gains = gain(summary, "logistic", "noisy")
+  plots.bars(axes[2], {f"{a}/{b}": gains[:, index] for index, (a, b) in enumerate(config.pairs)})
   axes[2].axhline(0, color="k", linewidth=0.8)
-  axes[2].set(title="with flips: EnsLoss less BCE, a line per seed", xlabel="pair of digits", ylabel="test accuracy")
-  axes[2].set(xticks=range(gains.shape[1]), xticklabels=[f"{a}/{b}" for a, b in Config.pairs[: gains.shape[1]]])
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
-
-
-def _bars(axis, values: list[np.ndarray]) -> None:
-  """Means over seeds and pairs, a dot per seed; the axis starts below the lowest, for differences are small."""
-  means = np.stack([value.mean(axis=1) for value in values])
-  axis.bar(range(len(means)), means.mean(axis=1), 0.6, alpha=0.7)
-  axis.plot(np.arange(len(means))[:, None] + np.zeros_like(means), means, "k.", markersize=4)
-  low, high = means.min(), means.max()
-  axis.set(xticks=range(len(means)), ylim=(low - 0.3 * (high - low) - 0.005, high + 0.3 * (high - low) + 0.005))
-  axis.set_xticklabels(list(LOSSES.values()), fontsize=9)
+  axes[2].set(title="with flips: EnsLoss minus BCE", xlabel="pair of digits", ylabel="test accuracy")
+  plots.save(picture, path)

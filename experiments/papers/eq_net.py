@@ -17,7 +17,7 @@ from jaxreg.data import bundled
 from jaxreg.losses.progressive_guidance import progressive_guidance_loss
 from jaxreg.metrics.weights import weight_moments
 from jaxreg.models import MLP
-from jaxreg.quantization import elastic, search
+from jaxreg.quantization import elastic, elastic_config, elastic_quantizer, search
 from jaxreg.regularizers.weight_distribution import weight_distribution_penalty
 from jaxreg.training import Task, grid, sweep
 
@@ -179,12 +179,13 @@ def _quantized(params):
   """Bits -> parameters with symmetric weights, one step for each layer; the first and the last layer keep 8 bits."""
   names, columns = _layers(params), (2, 3, 4, 8)
   scales = {
-    name: elastic.lsq_calibrate(params[name]["kernel"], bits=columns, symmetric=True).scale[0] for name in names
+    name: elastic_quantizer.lsq_calibrate(params[name]["kernel"], bits=columns, symmetric=True).scale[0]
+    for name in names
   }
 
   def quantize(name, bits):
     own = 8 if name in (names[0], names[-1]) else bits
-    kernel = elastic.lsq_quantize(params[name]["kernel"], scales[name][columns.index(own)], bits=own)
+    kernel = elastic_quantizer.lsq_quantize(params[name]["kernel"], scales[name][columns.index(own)], bits=own)
     return {**params[name], "kernel": kernel}
 
   return {bits: {name: quantize(name, bits) for name in names} for bits in columns[:-1]}
@@ -196,20 +197,20 @@ def _quantized(params):
 @functools.cache
 def _elastic_model(config: Config):
   model = ElasticMLP((*config.hidden, 10))
-  return model, elastic.elastic_layers(model, jnp.zeros((1, 8, 8, 1)))
+  return model, elastic_config.elastic_layers(model, jnp.zeros((1, 8, 8, 1)))
 
 
 def _apply(config: Config, params, extra, inputs, forms: elastic.ElasticConfig):
   model, layers = _elastic_model(config)
   variables = {"params": params, "calibration": extra["calibration"]}
-  return model.apply({**variables, "elastic": elastic.config_variables(forms, layers)}, inputs)
+  return model.apply({**variables, "elastic": elastic_config.config_variables(forms, layers)}, inputs)
 
 
 def _elastic_task(config: Config, objective) -> Task:
   """A task that starts from a network pretrained in floating point, the same for either method at a seed."""
   train, _, test = _data()
   model, layers = _elastic_model(config)
-  uniform = functools.partial(elastic.uniform_config, len(layers))
+  uniform = functools.partial(elastic_config.uniform_config, len(layers))
 
   def init_params(key, hparams):
     del hparams
@@ -264,15 +265,15 @@ def _pretrain(config: Config, key, params):
 
 def _supernet(config: Config) -> Task:
   _, layers = _elastic_model(config)
-  uniform = functools.partial(elastic.uniform_config, len(layers))
+  uniform = functools.partial(elastic_config.uniform_config, len(layers))
 
   def objective(params, extra, batch, key, hparams, axis_name):
     del axis_name
     keys = jax.random.split(key, 3)
     forms = (
-      elastic.sample_forms(keys[0], uniform(bits=max(BITS), end_bits=max(BITS))),
-      elastic.sample_config(keys[1], len(layers), candidates=BITS),
-      elastic.sample_forms(keys[2], uniform(bits=min(BITS))),
+      elastic_config.sample_forms(keys[0], uniform(bits=max(BITS), end_bits=max(BITS))),
+      elastic_config.sample_config(keys[1], len(layers), candidates=BITS),
+      elastic_config.sample_forms(keys[2], uniform(bits=min(BITS))),
     )
     forms = jax.tree.map(lambda *leaves: jnp.stack(leaves), *forms)
     logits = jax.vmap(lambda own: _apply(config, params, extra, batch["x"], own))(forms)
@@ -289,7 +290,7 @@ def _dedicated(config: Config) -> Task:
 
   def objective(params, extra, batch, key, hparams, axis_name):
     del key, axis_name
-    forms = elastic.uniform_config(len(layers), bits=jnp.asarray(hparams["bits"], jnp.int32))
+    forms = elastic_config.uniform_config(len(layers), bits=jnp.asarray(hparams["bits"], jnp.int32))
     return _cross_entropy(_apply(config, params, extra, batch["x"], forms), batch["y"]), (extra, {})
 
   return _elastic_task(config, objective)
@@ -354,7 +355,7 @@ def _search_program(config: Config):
     found, _ = search.evolve_bits(
       jax.random.fold_in(key, 1),
       lambda own: predict(search.encode_config(own)),
-      config=elastic.uniform_config(len(layers), bits=min(BITS)),
+      config=elastic_config.uniform_config(len(layers), bits=min(BITS)),
       weight_sizes=weights,
       act_sizes=inputs,
       target=config.budget,

@@ -22,8 +22,8 @@ from jaxreg.data.gaussian_mixture import (
   gaussian_mixture_bayes_error,
   gaussian_mixture_means,
 )
+from jaxreg.metrics import gaussian_probe, linear_probe
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
-from jaxreg.models import linear_probe
 from jaxreg.training import HeldOut, Mean, Task, gradient_task, grid
 
 CARD = "15-generative_linear_probe"
@@ -162,7 +162,7 @@ def _features_task(config: Config) -> Task:
   def init_params(key, hparams):
     del key, hparams
     extra = {
-      "stats": linear_probe.empty_stats(10, config.num_features),
+      "stats": gaussian_probe.empty_stats(10, config.num_features),
       "low": jnp.full(config.num_features, jnp.inf),
       "high": jnp.full(config.num_features, -jnp.inf),
     }
@@ -177,13 +177,13 @@ def _features_task(config: Config) -> Task:
     low, high = features.min(axis=0), features.max(axis=0)
     if axis_name is not None:
       low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
-    new = linear_probe.gaussian_stats(features, labels, num_classes=10, axis_name=axis_name)
+    new = gaussian_probe.gaussian_stats(features, labels, num_classes=10, axis_name=axis_name)
     extra = {
-      "stats": linear_probe.merge_stats(extra["stats"], new),
+      "stats": gaussian_probe.merge_stats(extra["stats"], new),
       "low": jnp.minimum(extra["low"], low).astype(jnp.float32),
       "high": jnp.maximum(extra["high"], high).astype(jnp.float32),
     }
-    scores = linear_probe.gaussian_scores(extra["stats"], features, relative_floor=1e-6)
+    scores = gaussian_probe.gaussian_scores(extra["stats"], features, relative_floor=1e-6)
     scaled = scale(extra, features)
     metrics = {
       "train_accuracy": jnp.mean(_logits(params, scaled).argmax(-1) == labels),
@@ -270,8 +270,8 @@ def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
 
 
 def _fit_bayes(features, labels, where, *, num_classes):
-  stats = linear_probe.gaussian_stats(features, labels, num_classes=num_classes, where=where)
-  return linear_probe.stats_to_linear(stats)
+  stats = gaussian_probe.gaussian_stats(features, labels, num_classes=num_classes, where=where)
+  return gaussian_probe.stats_to_linear(stats)
 
 
 def _heads(num_classes: int) -> dict:

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell, Trials
 from jaxreg.data import algorithmic
 from jaxreg.losses.stablemax import stablemax_cross_entropy
 from jaxreg.metrics import grokking
 from jaxreg.models import MLP
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import Task, gradient_task, grid
 from jaxreg.transforms.orthogonal_gradient import orthogonalize_gradients
 
 CARD = "40-grokking_stability"
@@ -26,22 +28,25 @@ LOSSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One training problem; `measure` varies loss and gradient.
+  """One training problem, and what `verify` compares: two losses and two gradients on either of the problems.
 
   Attributes:
-    data: `addition` modulo `modulus`, or `parity` of 3 of 30 bits.
+    data: `addition` modulo `modulus`, or `parity` of `relevant` of `bits` bits.
     modulus: of the addition.
-    train_fraction: share of the examples that is trained on; the split is drawn from the run's key.
+    bits, relevant: of the parity.
+    train_fraction: fraction of the examples that is trained on; the split is drawn from the run's key.
     hidden: widths of the hidden layers; no layer has a bias.
     loss: `cross_entropy` or `stablemax`.
     orthogonal: whether gradients are made orthogonal to the weights.
     epsilon: Adam's, outside the square root.
     steps: full-batch steps.
-    parity_steps: full-batch steps of the parity problem in `measure`.
+    parity_steps, parity_hidden, parity_epsilon: the same of the parity problem that `verify` compares on.
   """
 
   data: str = "addition"
   modulus: int = 59
+  bits: int = 30
+  relevant: int = 3
   train_fraction: float = 0.5
   hidden: tuple[int, ...] = (200, 200)
   loss: str = "cross_entropy"
@@ -49,6 +54,8 @@ class Config:
   epsilon: float = 1e-8
   steps: int = 300
   parity_steps: int = 5000
+  parity_hidden: tuple[int, ...] = (128, 128)
+  parity_epsilon: float = 1e-18
 
   def __post_init__(self):
     if self.data not in ("addition", "parity"):
@@ -59,15 +66,25 @@ class Config:
       raise ValueError(f"train_fraction must lie in (0, 1), got {self.train_fraction}.")
 
 
-PRESETS = {"smoke": Config(modulus=7, hidden=(16,), steps=20, parity_steps=20), "cpu": Config()}
+PRESETS = {
+  "smoke": Config(modulus=7, hidden=(16,), steps=20, parity_steps=20, parity_hidden=(16,)),
+  "cpu": Config(),
+}
 
 
-def build(config: Config) -> Task:
+def cell(config: Config) -> Cell:
+  """One problem, loss and gradient over learning rates, evaluated ten times."""
+  at = grid(learning_rate=[1e-3, 3e-3, 1e-2])
+  return Cell(task(config), config.steps, at, eval_every=max(config.steps // 10, 1))
+
+
+def task(config: Config) -> Task:
   """Full-batch training of a bias-free network on an algorithmic data set."""
   if config.data == "addition":
     parts = algorithmic.modular_arithmetic(jax.random.key(0), modulus=config.modulus, train_fraction=0.5)
   else:
-    parts = algorithmic.sparse_parity(jax.random.key(0), num_bits=30, num_relevant=3, train_size=1000, test_size=1000)
+    options = {"num_bits": config.bits, "num_relevant": config.relevant, "train_size": 1000, "test_size": 1000}
+    parts = algorithmic.sparse_parity(jax.random.key(0), **options)
   data = {name: np.concatenate([part[name] for part in parts]) for name in ("x", "y")}
   inputs, labels = jnp.asarray(data["x"], jnp.float32), jnp.asarray(data["y"])
   train_size = round(config.train_fraction * len(labels))
@@ -91,8 +108,8 @@ def build(config: Config) -> Task:
     logits = predict(params, extra, batch["x"][extra["train"]])
     return loss(logits, batch["y"][extra["train"]]), logits
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
+  def objective(params, extra, batch, context):
+    del context
     values, _ = train_losses(params, extra, batch)
     return values.mean(), (extra, {})
 
@@ -117,96 +134,100 @@ def build(config: Config) -> Task:
     adamw = optax.adamw(hparams["learning_rate"], b1=0.9, b2=0.999, eps=config.epsilon, weight_decay=0.0)
     return optax.chain(orthogonalize_gradients(), adamw) if config.orthogonal else adamw
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=optimizer,
+  return gradient_task(
+    init_params,
+    objective,
+    optimizer,
     data={"x": np.asarray(inputs), "y": np.asarray(labels)},
     batch_size=None,
     hparams={"learning_rate": 1e-2},
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Learning rates."""
-  del config
-  return grid(learning_rate=[1e-3, 3e-3, 1e-2])
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  every = max(config.steps // 10, 1)
-  return {"steps": config.steps, "log_every": every, "eval_every": every}
-
-
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Curves `[seeds, evaluations]` of every metric for each problem and method."""
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Addition without and with orthogonal gradients, parity with either loss, at the default learning rate."""
+  del seeds
   addition = dataclasses.replace(config, data="addition", loss="cross_entropy")
   parity = dataclasses.replace(
-    config, data="parity", train_fraction=0.5, hidden=(128, 128) if config.steps > 100 else config.hidden,
-    epsilon=1e-18, steps=config.parity_steps, orthogonal=False,
-  )  # fmt: skip
-  runs = {
+    config,
+    data="parity",
+    train_fraction=0.5,
+    hidden=config.parity_hidden,
+    epsilon=config.parity_epsilon,
+    steps=config.parity_steps,
+    orthogonal=False,
+  )
+  compared = {
     "addition AdamW": dataclasses.replace(addition, orthogonal=False),
     "addition ⟂AdamW": dataclasses.replace(addition, orthogonal=True),
     "parity CE": dataclasses.replace(parity, loss="cross_entropy"),
     "parity StableMax": dataclasses.replace(parity, loss="stablemax"),
   }
-  measured = {}
-  for name, one in runs.items():
-    options = {key: value for key, value in run_options(one).items() if key != "log_every"}
-    result = sweep(build(one), {}, seeds=seeds, label=name, **options)
-    measured |= {f"{name} {metric}": values for metric, values in result.metrics.items()}
-    measured[f"{name} steps"] = np.tile(result.steps, (len(seeds), 1))
-  return measured
+  return {name: cell(one)._replace(points={}) for name, one in compared.items()}
 
 
-CLAIMS = (
-  Claim(
-    "orthogonal",
-    "⟂AdamW removes the delay of generalisation",
-    "test accuracy after 300 full-batch steps, addition modulo 59, half of the pairs, no weight decay",
-    lambda m: m["addition ⟂AdamW test_accuracy"][:, -1],
-    at_least=0.95,
-  ),
-  Claim(
-    "delay",
-    "where AdamW has not begun to generalise",
-    "the same for AdamW",
-    lambda m: m["addition AdamW test_accuracy"][:, -1],
-    at_most=0.1,
-  ),
-  Claim(
-    "alignment",
-    "AdamW's descent direction has aligned with the weights (naive loss minimisation)",
-    "cosine of -gradient and weights of AdamW's output layer after 300 steps",
-    lambda m: m["addition AdamW alignment"][:, -1],
-    at_least=0.7,
-  ),
-  Claim(
-    "stablemax",
-    "StableMax generalises better than softmax without regularisation",
-    "test accuracy after 5,000 full-batch steps, parity of 3 of 30 bits, StableMax less cross-entropy",
-    lambda m: (m["parity StableMax test_accuracy"] - m["parity CE test_accuracy"])[:, -1],
-    at_least=0.08,
-  ),
-  Claim(
-    "collapse",
-    "softmax has collapsed on many examples by then",
-    "share of training examples with softmax collapse in float32 under cross-entropy",
-    lambda m: m["parity CE collapse"][:, -1],
-    at_least=0.3,
-  ),
-  Claim(
-    "no_zero_losses",
-    "StableMax's losses never vanish",
-    "share of training examples whose StableMax loss is exactly 0",
-    lambda m: m["parity StableMax zero_losses"][:, -1],
-    at_most=0.0,
-  ),
-)
+def summary(config: Config, trials: Trials) -> dict[str, np.ndarray]:
+  """Curves `[seeds, evaluations]` of every metric for each problem and method, and their steps."""
+  del config
+  found = {}
+  for name, table in trials.cells.items():
+    found |= {f"{name} {metric}": table.at(metric) for metric in table.metrics}
+    found[f"{name} steps"] = np.tile(table.steps, (len(trials.seeds), 1))
+  return found
+
+
+def claims(config: Config) -> tuple[Claim, ...]:
+  """Orthogonal gradients against naive loss minimisation, StableMax against the collapse of softmax."""
+  addition = f"addition modulo {config.modulus}, a fraction {config.train_fraction:g} of the pairs, no weight decay"
+  parity = f"parity of {config.relevant} of {config.bits} bits"
+  return (
+    Claim(
+      "orthogonal",
+      f"AdamW on gradients orthogonal to the weights (⟂AdamW) generalises on modular addition within {config.steps}"
+      " steps",
+      f"test accuracy of ⟂AdamW after {config.steps} full-batch steps, {addition}",
+      lambda m: m["addition ⟂AdamW test_accuracy"][:, -1],
+      at_least=0.95,
+    ),
+    Claim(
+      "delay",
+      f"AdamW has not begun to generalise after {config.steps} steps on modular addition",
+      f"test accuracy of AdamW after {config.steps} full-batch steps, {addition}",
+      lambda m: m["addition AdamW test_accuracy"][:, -1],
+      at_most=0.1,
+    ),
+    Claim(
+      "alignment",
+      "AdamW's descent direction has aligned with the weights on modular addition (naive loss minimisation)",
+      f"cosine of -gradient and weights of AdamW's output layer after {config.steps} full-batch steps, {addition}",
+      lambda m: m["addition AdamW alignment"][:, -1],
+      at_least=0.7,
+    ),
+    Claim(
+      "stablemax",
+      "StableMax generalises better than softmax on sparse parity without regularisation",
+      f"test accuracy after {config.parity_steps:,} full-batch steps, {parity}, StableMax minus cross-entropy",
+      lambda m: (m["parity StableMax test_accuracy"] - m["parity CE test_accuracy"])[:, -1],
+      at_least=0.08,
+    ),
+    Claim(
+      "collapse",
+      f"Softmax has collapsed on many training examples of sparse parity after {config.parity_steps:,} steps",
+      f"fraction of training examples with softmax collapse in float32 under cross-entropy, {parity}",
+      lambda m: m["parity CE collapse"][:, -1],
+      at_least=0.3,
+    ),
+    Claim(
+      "no_zero_losses",
+      f"StableMax's losses have not vanished on any example of sparse parity after {config.parity_steps:,} steps",
+      f"fraction of training examples whose StableMax loss is exactly 0, {parity}",
+      lambda m: m["parity StableMax zero_losses"][:, -1],
+      at_most=0.0,
+    ),
+  )
 
 
 NOTES = (
@@ -215,25 +236,20 @@ NOTES = (
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
-  """Accuracy curves of both problems, and what goes wrong: alignment and collapse."""
-  import matplotlib.pyplot as plt
-
+def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  """Accuracy curves of both problems, and what goes wrong: alignment and losses of zero."""
   panels = (
-    ("addition", ("AdamW", "⟂AdamW"), "test_accuracy", "test accuracy, addition mod 59"),
+    ("addition", ("AdamW", "⟂AdamW"), "test_accuracy", f"test accuracy, addition mod {config.modulus}"),
     ("addition", ("AdamW", "⟂AdamW"), "alignment", "cosine(-gradient, weights), output layer"),
     ("parity", ("CE", "StableMax"), "test_accuracy", "test accuracy, parity"),
     ("parity", ("CE", "StableMax"), "zero_losses", "training losses that are exactly 0, parity"),
   )
-  picture, axes = plt.subplots(1, 4, figsize=(15, 3.5), layout="constrained")
+  picture, axes = plots.panels(len(panels), width=3.75)
   for axis, (problem, methods, metric, title) in zip(axes, panels):
-    for method in methods:
-      curves, steps = (measurements[f"{problem} {method} {what}"] for what in (metric, "steps"))
-      axis.plot(steps[0], curves.mean(0), marker=".", label=method.replace("⟂", r"$\perp$"))
-      axis.fill_between(steps[0], curves.min(0), curves.max(0), alpha=0.2, linewidth=0)
+    steps = summary[f"{problem} {methods[0]} steps"][0]
+    found = {name.replace("⟂", r"$\perp$"): summary[f"{problem} {name} {metric}"] for name in methods}
+    plots.curves(axis, steps, found, marker=".")
     axis.set_title(title, fontsize=10)
     axis.set(xlabel="step", ylim=(-0.3 if metric == "alignment" else -0.03, 1.03))
-    axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  plots.save(picture, path)

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell, Trials
 from experiments.problems.quantized_networks import Problem, network, quantized_task
-from jaxreg.quantization.cost import assign_bits, layer_table, quant_cost
+from jaxreg.metrics.network_cost import assign_bits, layer_table, quant_cost
+from jaxreg.metrics.pareto import best_within_cost, pareto_front
 from jaxreg.quantization.layers import PRECISIONS, Precision
-from jaxreg.quantization.pareto import best_within_cost, pareto_front
-from jaxreg.training import Task, sweep
 
 CARD = "31-quantized_resnet"
 STUDY = ("bfloat16", "W8A8", "W4A4, ends W8A8", "W2A2, ends W8A8")
@@ -94,28 +95,20 @@ PRESETS = {
 }
 
 
-def build(config: Config) -> Task:
-  """The task of one network; hyperparameters are `learning_rate` and the numbers of bits."""
-  return quantized_task(config.problem, PRECISIONS[config.precision], data_dir=config.data_dir)
-
-
-def points(config: Config) -> dict[str, np.ndarray]:
-  """The precisions that are compared."""
-  return _points(config.problem)
+def cell(config: Config) -> Cell:
+  """One network at the precisions that are compared; on ImageNet at one precision, for its bits are static."""
+  problem = config.problem
+  task = quantized_task(problem, PRECISIONS[config.precision], data_dir=config.data_dir)
+  at = {"learning_rate": [problem.learning_rate]} if problem.dataset == "imagenet2012" else _precisions(problem)
+  return Cell(task, problem.steps, at, log_every=max(problem.steps // 10, 1))
 
 
 def _studied(problem: Problem) -> tuple[str, ...]:
   return STUDY[: FOUR + 1] if problem.depth else STUDY
 
 
-def _points(problem: Problem) -> dict[str, np.ndarray]:
+def _precisions(problem: Problem) -> dict[str, np.ndarray]:
   return {name: np.array([getattr(PRECISIONS[p], name) for p in _studied(problem)]) for name in Precision._fields}
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  steps = config.problem.steps
-  return {"steps": steps, "log_every": max(steps // 10, 1), "eval_every": steps}
 
 
 def paper_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -135,42 +128,61 @@ def reduced(config: Config) -> Config:
 def paper_sets(config: Config) -> dict[str, dict]:
   """Random pictures of different sizes."""
   rng = np.random.default_rng(0)
-  images = [rng.integers(0, 256, (20 + index % 5, 24, 3), np.uint8) for index in range(32)]
-  return {"imagenet2012": {"train": {"image": images, "label": np.arange(32) % config.problem.classes}}}
+
+  def split(examples):
+    images = [rng.integers(0, 256, (20 + index % 5, 24, 3), np.uint8) for index in range(examples)]
+    return {"image": images, "label": np.arange(examples) % config.problem.classes}
+
+  return {"imagenet2012": {"train": split(32), "validation": split(20)}}
 
 
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Accuracies and costs of both families, and of the perceptron with few examples, `[seeds, precisions, widths]`."""
-  few = dataclasses.replace(config.mlp, train=config.few)
+def families(config: Config) -> dict[str, list[Problem]]:
+  """The networks that are compared, by family: perceptrons, the widest with few examples, residual networks."""
+  of = lambda problem, widths: [dataclasses.replace(problem, width=width) for width in widths]
   return {
-    **_family(config.mlp, config.mlp_widths, "mlp", seeds),
-    **_family(few, config.mlp_widths[-1:], "few", seeds),
-    **_family(config.resnet, config.resnet_widths, "resnet", seeds),
+    "mlp": of(config.mlp, config.mlp_widths),
+    "few": of(dataclasses.replace(config.mlp, train=config.few), config.mlp_widths[-1:]),
+    "resnet": of(config.resnet, config.resnet_widths),
   }
 
 
-def _family(problem: Problem, widths, name: str, seeds) -> dict[str, np.ndarray]:
-  parts = [_trained(dataclasses.replace(problem, width=width), name, seeds) for width in widths]
-  measured = {f"{name} {key}": np.stack([part[key] for part in parts], axis=-1) for key in parts[0]}
-  return {**measured, f"{name} widths": np.tile(widths, (len(seeds), 1))}
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Every network of every family at all precisions."""
+  del seeds
+  if config.problem.dataset == "imagenet2012":
+    raise ValueError(
+      "the claims of quantized_resnet are about digits and Fashion-MNIST; train its preset `paper` with `run`."
+    )
+  trained = {}
+  for family, problems in families(config).items():
+    for problem in problems:
+      # Convolutions mapped over trials are slow on a CPU, small matrix products are not.
+      engine = "map" if problem.depth and jax.default_backend() == "cpu" else "vmap"
+      task = quantized_task(problem, PRECISIONS["bfloat16"])
+      trained[f"{family} {problem.width}"] = Cell(task, problem.steps, _precisions(problem), engine=engine)
+  return trained
 
 
-def _trained(problem: Problem, name: str, seeds) -> dict[str, np.ndarray]:
-  """One width at every precision: accuracies `[seeds, precisions]`, and the costs, alike for all seeds."""
-  task = quantized_task(problem, PRECISIONS["bfloat16"])
-  # Convolutions mapped over trials are slow on a CPU, small matrix products are not.
-  engine = "map" if problem.depth and jax.default_backend() == "cpu" else "vmap"
-  label = f"{name} {problem.width}"
-  result = sweep(task, _points(problem), seeds=seeds, steps=problem.steps, engine=engine, label=label)
-  accuracies = {key: result.by_point(f"{key}_accuracy")[:, :, -1].T for key in ("train", "test", "integer_test")}
-  return {**accuracies, **_costs(problem, len(seeds))}
+def summary(config: Config, trials: Trials) -> dict[str, np.ndarray]:
+  """Accuracies and costs of the families, `[seeds, precisions, widths]`; costs are alike for all seeds."""
+  found = {}
+  for family, problems in families(config).items():
+    tables = [trials[f"{family} {problem.width}"] for problem in problems]
+    for key in ("train", "test", "integer_test"):
+      found[f"{family} {key}"] = np.stack([table.last(f"{key}_accuracy").T for table in tables], axis=-1)
+    costs = [_costs(problem) for problem in problems]
+    for key in costs[0]:
+      values = np.stack([cost[key] for cost in costs], axis=-1)
+      found[f"{family} {key}"] = np.tile(values, (len(trials.seeds), 1, 1))
+  return found
 
 
-def _costs(problem: Problem, seeds: int) -> dict[str, np.ndarray]:
+def _costs(problem: Problem) -> dict[str, list[float]]:
+  """Of one network at every precision."""
   image = jax.ShapeDtypeStruct((1, *problem.image), jnp.float32)
-  table = layer_table(network(problem, PRECISIONS["bfloat16"]), image, train=False)
-  costs = [quant_cost(assign_bits(table, PRECISIONS[name])) for name in _studied(problem)]
-  return {key: np.tile([float(getattr(c, key)) for c in costs], (seeds, 1)) for key in (*COSTS, "memory")}
+  layers = layer_table(network(problem, PRECISIONS["bfloat16"]), image, train=False)
+  costs = [quant_cost(assign_bits(layers, PRECISIONS[name])) for name in _studied(problem)]
+  return {key: [float(getattr(cost, key)) for cost in costs] for key in (*COSTS, "memory")}
 
 
 def gains(m: dict[str, np.ndarray], family: str, cost: str) -> np.ndarray:
@@ -192,120 +204,143 @@ def loss_of(m: dict[str, np.ndarray], family: str, precision: int) -> np.ndarray
 
 
 def gap(m: dict[str, np.ndarray], family: str) -> np.ndarray:
-  """Training less test accuracy of the widest network, `[seeds, precisions]`."""
+  """Training minus test accuracy of the widest network, `[seeds, precisions]`."""
   return (m[f"{family} train"] - m[f"{family} test"])[:, :, -1]
 
 
-CLAIMS = (
-  Claim(
-    "mlp_dominance",
-    "for every bfloat16 perceptron there is a 4-bit one that costs no more and is as good",
-    "digits; best 4-bit test accuracy within the bfloat16 network's quadratic cost, less its own; worst of four widths",
-    lambda m: dominance(m, "mlp", "quadratic"),
-    at_least=-0.005,
-  ),
-  Claim(
-    "mlp_dominance_linear",
-    "also when cost is linear in the bits",
-    "the same with the linear cost",
-    lambda m: dominance(m, "mlp", "linear"),
-    at_least=-0.005,
-  ),
-  Claim(
-    "mlp_eight_bits",
-    "8 bits cost less than a point of accuracy",
-    "digits, 32 neurons; test accuracy in bfloat16 less W8A8",
-    lambda m: loss_of(m, "mlp", EIGHT),
-    at_most=0.01,
-  ),
-  Claim(
-    "mlp_four_bits",
-    "and so do 4 bits between layers of 8",
-    "digits, 32 neurons; test accuracy in bfloat16 less W4A4 with 8-bit ends",
-    lambda m: loss_of(m, "mlp", FOUR),
-    at_most=0.01,
-  ),
-  Claim(
-    "mlp_two_bits",
-    "2 bits are too few",
-    "digits, 32 neurons; test accuracy in bfloat16 less W2A2 with 8-bit ends",
-    lambda m: loss_of(m, "mlp", TWO),
-    at_least=0.0,
-  ),
-  Claim(
-    "mlp_gap",
-    "the generalization gap does not grow with quantization",
-    "digits, 32 neurons, 300 training examples; training less test accuracy, 4-bit less bfloat16",
-    lambda m: gap(m, "few")[:, FOUR] - gap(m, "few")[:, FULL],
-    at_most=0.005,
-  ),
-  Claim(
-    "resnet_dominance",
-    "for every bfloat16 residual network there is a 4-bit one that costs no more and is as good",
-    "Fashion-MNIST, 14 × 14; as for the perceptrons, quadratic cost",
-    lambda m: dominance(m, "resnet", "quadratic"),
-    at_least=-0.005,
-  ),
-  Claim(
-    "resnet_dominance_covered",
-    "and a better one, where the 4-bit networks that were tried cost nearly as much",
-    "the same at the narrowest width, whose cost lies between those of the 4-bit networks",
-    lambda m: gains(m, "resnet", "quadratic")[:, 0],
-    at_least=0.0,
-  ),
-  Claim(
-    "resnet_dominance_linear",
-    "also when cost is linear in the bits",
-    "the same with the linear cost",
-    lambda m: dominance(m, "resnet", "linear"),
-    at_least=-0.005,
-  ),
-  Claim(
-    "resnet_gap",
-    "the residual network's generalization gap does not grow with quantization",
-    "Fashion-MNIST, widest network; training less test accuracy, 4-bit less bfloat16",
-    lambda m: gap(m, "resnet")[:, FOUR] - gap(m, "resnet")[:, FULL],
-    at_most=0.005,
-  ),
-  Claim(
-    "resnet_integer",
-    "8-bit integer inference, with one bound for all channels of a layer, costs less than a point",
-    "Fashion-MNIST, widest network; test accuracy of W8A8 as trained less that of its integer form",
-    lambda m: (m["resnet test"] - m["resnet integer_test"])[:, EIGHT, -1],
-    at_most=0.01,
-  ),
-)
-NOTES = (
+def claims(config: Config) -> tuple[Claim, ...]:
+  """Which precision is best at equal cost, what low precision loses, and what it does to the generalization gap."""
+  widths, widest = len(config.mlp_widths), config.mlp_widths[-1]
+  digits, images = f"digits, {widest} neurons", "Fashion-MNIST, 14 × 14"
+  within = "best 4-bit test accuracy within the bfloat16 network's {} cost, minus its own; {}"
+  loss = f"{digits}; test accuracy in bfloat16 minus {{}}"
+  gaps = "{}; training minus test accuracy, 4-bit minus bfloat16"
+  return (
+    Claim(
+      "mlp_dominance",
+      "For every bfloat16 perceptron there is a 4-bit one of no greater quadratic cost that is as accurate",
+      f"digits; {within.format('quadratic', f'worst of {widths} widths')}",
+      lambda m: dominance(m, "mlp", "quadratic"),
+      at_least=-0.005,
+    ),
+    Claim(
+      "mlp_dominance_linear",
+      "For every bfloat16 perceptron there is a 4-bit one of no greater linear cost that is as accurate",
+      f"digits; {within.format('linear', f'worst of {widths} widths')}",
+      lambda m: dominance(m, "mlp", "linear"),
+      at_least=-0.005,
+    ),
+    Claim(
+      "mlp_eight_bits",
+      "8 bits cost a perceptron less than a point of accuracy",
+      loss.format("W8A8"),
+      lambda m: loss_of(m, "mlp", EIGHT),
+      at_most=0.01,
+    ),
+    Claim(
+      "mlp_four_bits",
+      "4 bits between layers of 8 cost a perceptron less than a point of accuracy",
+      loss.format("W4A4 with 8-bit ends"),
+      lambda m: loss_of(m, "mlp", FOUR),
+      at_most=0.01,
+    ),
+    Claim(
+      "mlp_two_bits",
+      "2 bits between layers of 8 cost a perceptron accuracy",
+      loss.format("W2A2 with 8-bit ends"),
+      lambda m: loss_of(m, "mlp", TWO),
+      at_least=0.0,
+    ),
+    Claim(
+      "mlp_gap",
+      "The generalization gap of a perceptron with few examples does not grow with quantization",
+      gaps.format(f"{digits}, {config.few} training examples"),
+      lambda m: gap(m, "few")[:, FOUR] - gap(m, "few")[:, FULL],
+      at_most=0.005,
+    ),
+    Claim(
+      "resnet_dominance",
+      "For every bfloat16 residual network there is a 4-bit one of no greater quadratic cost that is as accurate",
+      f"{images}; {within.format('quadratic', f'worst of {len(config.resnet_widths)} widths')}",
+      lambda m: dominance(m, "resnet", "quadratic"),
+      at_least=-0.005,
+    ),
+    Claim(
+      "resnet_dominance_covered",
+      "At no greater quadratic cost a 4-bit residual network is at least as accurate as the narrowest bfloat16 one,"
+      " where the 4-bit networks that were tried cost nearly as much",
+      f"{images}; {within.format('quadratic', 'the narrowest, whose cost lies between those of the 4-bit networks')}",
+      lambda m: gains(m, "resnet", "quadratic")[:, 0],
+      at_least=0.0,
+    ),
+    Claim(
+      "resnet_dominance_linear",
+      "For every bfloat16 residual network there is a 4-bit one of no greater linear cost that is as accurate",
+      f"{images}; {within.format('linear', f'worst of {len(config.resnet_widths)} widths')}",
+      lambda m: dominance(m, "resnet", "linear"),
+      at_least=-0.005,
+    ),
+    Claim(
+      "resnet_gap",
+      "The generalization gap of a residual network does not grow with quantization",
+      gaps.format(f"{images}, widest network"),
+      lambda m: gap(m, "resnet")[:, FOUR] - gap(m, "resnet")[:, FULL],
+      at_most=0.005,
+    ),
+    Claim(
+      "resnet_integer",
+      "8-bit integer inference, with one bound for all channels of a layer, costs a residual network less than a point"
+      " of accuracy",
+      f"{images}, widest network; test accuracy of W8A8 as trained minus that of its integer form",
+      lambda m: (m["resnet test"] - m["resnet integer_test"])[:, EIGHT, -1],
+      at_most=0.01,
+    ),
+  )
+
+
+DEVIATIONS = (
   "bfloat16 means operands rounded to bfloat16 and sums in float32; the quantized networks compute in float32 on their"
-  " grids. The claims on residual networks, and that on integer inference, are this library's own, set before the run;"
-  " margins are those of the card's checks on perceptrons.",
-  "Dominance is judged seed by seed at the worst width, which is stricter than on means over seeds. The widest bfloat16"
-  " networks have no rival of their cost: the 4-bit ones of the grid cost less than half as much, so that there 4 bits"
-  " at equal width must do.",
-  "It is there that 4-bit residual networks fall behind. They train for 400 steps, about nine epochs, where the paper's"
-  " take 250; that this is the reason is a guess.",
-  "Reported, not gated: the loss of integer inference at 4 and 2 bits, whose training relied on bounds per channel;"
-  " the curves of W8A8 and W2A2.",
+  " grids.",
+  "Residual networks of one block a stage on small images, trained for a few epochs; the paper's are ResNets on"
+  " ImageNet and train for 250.",
 )
 
 
-def table(measurements: dict[str, np.ndarray]) -> list[dict]:
+def notes(config: Config) -> tuple[str, ...]:
+  """Whose claims these are, how dominance is judged, and where it fails."""
+  few = config.resnet
+  return (
+    "The claims on residual networks, and that on integer inference, are this library's own, set before the run;"
+    " margins are those of the card's checks on perceptrons.",
+    "Dominance is judged seed by seed at the worst width, which is stricter than on means over seeds. The widest"
+    " bfloat16 networks have no rival of their cost: the 4-bit ones of the grid cost less than half as much, so that"
+    " there 4 bits at equal width must do.",
+    f"It is there that 4-bit residual networks fall behind. They train for {few.steps} steps, about"
+    f" {few.steps * few.batch_size / few.train:.0f} epochs, where the paper's take 250; that this is the reason is a"
+    " guess.",
+    "Reported, not gated: the loss of integer inference at 4 and 2 bits, whose training relied on bounds per channel;"
+    " the curves of W8A8 and W2A2.",
+  )
+
+
+def table(config: Config, summary: dict[str, np.ndarray]) -> list[dict]:
   """The study: every network's costs and size, and its accuracies, mean ± standard deviation over seeds."""
   names = {"resnet": "residual network", "mlp": "perceptron"}
-  return [row for family, name in names.items() for row in _rows(measurements, family, name)]
+  problems = families(config)
+  return [row for family, name in names.items() for row in _rows(summary, family, name, problems[family])]
 
 
-def _rows(m, family, name):
+def _rows(m, family, name, problems):
   costs = {cost: m[f"{family} {cost}"][0] for cost in (*COSTS, "memory")}
   mean = m[f"{family} test"].mean(0)
   fronts = {cost: np.asarray(pareto_front(costs[cost].ravel(), mean.ravel())).reshape(mean.shape) for cost in COSTS}
   percent = lambda values: f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1) if len(values) > 1 else 0:.1f}"
-  for width, channels in enumerate(m[f"{family} widths"][0]):
+  for width, problem in enumerate(problems):
     for precision, bits in enumerate(STUDY[: len(mean)]):
       at = (slice(None), precision, width)
       yield {
         "network": name,
-        "width": int(channels),
+        "width": problem.width,
         "precision": bits,
         **{f"{cost} cost": f"{costs[cost][at[1:]]:,.0f}" for cost in COSTS},
         "size, bits": f"{costs['memory'][at[1:]]:,.0f}",
@@ -316,56 +351,26 @@ def _rows(m, family, name):
       }
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
-  """Test accuracy against both costs, the generalization gap by precision, and the loss of integer inference."""
-  import matplotlib.pyplot as plt
-
-  picture, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
-  for row, family in enumerate(("resnet", "mlp")):
-    for place, cost in zip(axes[row], COSTS):
-      _draw_curves(place, measurements, family, cost)
-  _draw_gaps(axes[0, 2], measurements)
-  _draw_integer(axes[1, 2], measurements)
-  axes[1, 0].legend(frameon=False, fontsize=8, loc="lower right")
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
-
-
-def _draw_curves(place, m, family, cost):
-  costs, test = m[f"{family} {cost}"][0], 100 * m[f"{family} test"]
-  mean, deviation = test.mean(0), test.std(0)
-  front = np.asarray(pareto_front(costs.ravel(), mean.ravel())).reshape(costs.shape)
-  for index, name in enumerate(STUDY[: len(costs)]):
-    place.errorbar(costs[index], mean[index], deviation[index], capsize=2, marker="o", markersize=3, label=name)
-  place.plot(costs[front], mean[front], "o", markersize=9, markerfacecolor="none", color="k", label="Pareto front")
-  title = {"resnet": "residual networks, Fashion-MNIST", "mlp": "perceptrons, digits"}[family]
-  unit = "multiplications × bits × bits" if cost == "quadratic" else "multiplications × tier of bits"
-  place.set(xscale="log", xlabel=f"{cost} cost ({unit})", ylabel="test accuracy, %", title=title)
-  place.xaxis.set_minor_formatter("")
-
-
-def _draw_gaps(place, m):
-  for offset, family, label in ((-0.2, "resnet", "residual network"), (0.2, "few", "perceptron, few examples")):
-    values = 100 * gap(m, family)
-    _bars(place, np.arange(values.shape[1]) + offset, values, label)
-  _name_precisions(place, STUDY, "training less test accuracy, points", "generalization gap, widest networks")
-
-
-def _draw_integer(place, m):
-  for offset, family, label in ((-0.2, "resnet", "residual network"), (0.2, "mlp", "perceptron")):
-    values = 100 * (m[f"{family} test"] - m[f"{family} integer_test"])[:, EIGHT:, -1]
-    _bars(place, np.arange(values.shape[1]) + offset, values, label)
-  _name_precisions(place, STUDY[EIGHT:], "accuracy lost, points", "integer inference, one bound per layer")
-
-
-def _bars(place, at, values, label):
-  place.bar(at, values.mean(0), 0.36, alpha=0.7, label=label)
-  place.plot(at[:, None] + np.zeros_like(values.T), values.T, "k.", markersize=3)
-
-
-def _name_precisions(place, names, ylabel, title):
-  place.axhline(0, color="k", linewidth=0.5)
-  place.set(xticks=range(len(names)), xticklabels=[n.replace(", ", "\n") for n in names], ylabel=ylabel, title=title)
-  place.tick_params(axis="x", labelsize=8)
-  place.margins(y=0.25)
-  place.legend(frameon=False, fontsize=8)
+def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  """Accuracy against the quadratic cost, the generalization gap by precision, and the loss of integer inference."""
+  picture, axes = plots.panels(4)
+  short = lambda names: [name.replace(", ", "\n") for name in names]
+  for axis, family, title in (
+    (axes[0], "resnet", "residual networks, Fashion-MNIST"),
+    (axes[1], "mlp", "perceptrons, digits"),
+  ):
+    costs, test = summary[f"{family} quadratic"][0], 100 * summary[f"{family} test"]
+    for index, name in enumerate(STUDY[: len(costs)]):
+      plots.curves(axis, costs[index], {name: test[:, index]}, marker="o")
+    mean = test.mean(0)
+    front = np.asarray(pareto_front(costs.ravel(), mean.ravel())).reshape(costs.shape)
+    axis.plot(costs[front], mean[front], "o", markersize=9, markerfacecolor="none", color="k", label="Pareto front")
+    axis.set(xscale="log", xlabel="multiplications × bits × bits", ylabel="test accuracy, %", title=title)
+  axes[1].legend(frameon=False, fontsize=8)
+  gaps = 100 * gap(summary, "resnet")
+  plots.bars(axes[2], dict(zip(short(STUDY), gaps.T)))
+  axes[2].set(ylabel="training minus test accuracy, points", title="generalization gap, widest residual network")
+  lost = 100 * (summary["resnet test"] - summary["resnet integer_test"])[:, EIGHT:, -1]
+  plots.bars(axes[3], dict(zip(short(STUDY[EIGHT:]), lost.T)))
+  axes[3].set(ylabel="accuracy lost, points", title="integer inference, widest residual network")
+  plots.save(picture, path)

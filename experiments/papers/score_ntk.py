@@ -16,7 +16,7 @@ import optax
 from experiments.harness import plots
 from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell
-from jaxreg.kernels import posterior_mean as closed
+from jaxreg.denoising import posterior_mean as closed
 from jaxreg.kernels.gradient_flow import gradient_descent_coefficients, kernel_eigensystem
 from jaxreg.kernels.rbf import rbf_kernel, squared_distances
 from jaxreg.kernels.score_ntk import early_stopping_step, score_ntk

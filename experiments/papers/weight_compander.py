@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.harness import plots
 from experiments.harness.claims import Claim
+from experiments.harness.trials import Cell, Trials
 from jaxreg.data import bundled, noise
 from jaxreg.layers.weight_compander import CompandedParams, compander_init, fold_params
 from jaxreg.metrics.weights import weight_stats
 from jaxreg.models import MLP
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import Task, gradient_task
 
 CARD = "02-weight_compander"
 # weights -> hyperparameters by the name under which they are reported.
@@ -40,9 +42,9 @@ class Config:
   Attributes:
     weights: `plain` or `companded`.
     hidden: widths of the hidden layers.
-    examples: training examples; in `measure` those of the clean problem.
-    noisy_examples: training examples of the noisy problem in `measure`.
-    noise_rate: share of labels drawn anew there.
+    examples: training examples; those of the clean problem where `verify` compares two.
+    noisy_examples: training examples of the noisy problem.
+    noise_rate: fraction of labels drawn anew there.
     batch_size: examples per step.
     steps: SGD steps with momentum 0.9 and a cosine schedule.
     evaluations: number of evaluations of a run.
@@ -57,6 +59,11 @@ class Config:
   steps: int = 600
   evaluations: int = 12
 
+  @property
+  def problems(self) -> dict[str, tuple[int, float]]:
+    """Examples and noise rate of the two problems."""
+    return {"clean": (self.examples, 0.0), "noisy": (self.noisy_examples, self.noise_rate)}
+
   def __post_init__(self):
     if self.weights not in COMPARED:
       raise ValueError(f"weights must be one of {', '.join(COMPARED)}, got {self.weights!r}.")
@@ -67,22 +74,34 @@ class Config:
 PRESETS = {"smoke": Config(hidden=(16, 16), noisy_examples=200, steps=40, evaluations=2), "cpu": Config()}
 
 
-def build(config: Config) -> Task:
+def cell(config: Config) -> Cell:
+  """Noise rates × what is compared of these weights."""
+  both = [_points(config.weights, rate) for rate in (0.0, config.noise_rate)]
+  at = {name: np.concatenate([one[name] for one in both]) for name in both[0]}
+  return Cell(task(config), config.steps, at, eval_every=config.steps // config.evaluations)
+
+
+def _points(weights: str, rate: float) -> dict[str, np.ndarray]:
+  compared = list(COMPARED[weights].values())
+  rest = {name: np.array([one[name] for one in compared]) for name in compared[0]}
+  return {"noise_rate": np.full(len(compared), rate), **rest}
+
+
+def task(config: Config) -> Task:
   """SGD; hyperparameters are `learning_rate`, `weight_decay` and `noise_rate`, and companded ones.
 
-  Those are `deviations`, `slope` and `scale_rate`, the rate of log a and log b as a share of the learning rate.
+  Those are `deviations`, `slope` and `scale_rate`, the rate of log a and log b as a fraction of the learning rate.
   """
   train, test = bundled.split(bundled.digits(), sizes=(config.examples, 797))
   model = MLP((*config.hidden, 10), kernel_init=nn.initializers.variance_scaling(2.0, "fan_in", "normal"))
   plain = config.weights == "plain"
-  # A plain dict, which a checkpoint restores as it is.
-  weights = (lambda params: params) if plain else (lambda params: fold_params(CompandedParams(**params)))
+  weights = (lambda params: params) if plain else fold_params
 
   def init_params(key, hparams):
     keys = jax.random.split(key)
     params = model.init(keys[0], jnp.asarray(train["x"][:1]))["params"]
     if not plain:
-      params = compander_init(params, deviations=hparams["deviations"], slope=hparams["slope"])._asdict()
+      params = compander_init(params, deviations=hparams["deviations"], slope=hparams["slope"])
     labels = noise.symmetric_noise(keys[1], jnp.asarray(train["y"]), rate=hparams["noise_rate"], num_classes=10)
     return params, {"labels": labels}
 
@@ -90,8 +109,8 @@ def build(config: Config) -> Task:
     del extra
     return model.apply({"params": weights(params)}, inputs)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key, hparams, axis_name
+  def objective(params, extra, batch, context):
+    del context
     logits = predict(params, extra, batch["x"])
     labels = extra["labels"][batch["id"]]
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), (extra, {})
@@ -106,20 +125,21 @@ def build(config: Config) -> Task:
     }
     if not plain:
       first = compander_init(weights(params), deviations=hparams["deviations"]).log_amplitude
-      growth = jnp.stack([params["log_amplitude"][name] - first[name] for name in first])
+      growth = jnp.stack([params.log_amplitude[name] - first[name] for name in first])
       metrics["amplitude"] = hparams["deviations"] * jnp.exp(jnp.mean(growth))
     return metrics
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=functools.partial(_optimizer, config),
+  return gradient_task(
+    init_params,
+    objective,
+    functools.partial(_optimizer, config),
     data={"x": train["x"]},
     batch_size=config.batch_size,
     hparams={"learning_rate": 0.05, "weight_decay": 5e-4, "noise_rate": 0.0}
     | ({} if plain else COMPARED["companded"]["WC, slope 1"]),
-    evaluate_params=evaluate,
+    evaluate=evaluate,
     predict=predict,
+    config=config,
   )
 
 
@@ -135,123 +155,112 @@ def _optimizer(config: Config, hparams):
   weights = optax.chain(optax.add_decayed_weights(hparams["weight_decay"], mask=is_matrix), sgd(1.0))
   if config.weights == "plain":
     return weights
-  labels = {"raw": "weights", "log_amplitude": "scales", "log_width": "scales"}
+  labels = CompandedParams(raw="weights", log_amplitude="scales", log_width="scales")
   return optax.multi_transform({"weights": weights, "scales": sgd(hparams["scale_rate"])}, labels)
 
 
-def points(config: Config) -> dict[str, np.ndarray]:
-  """Noise rates × what `measure` compares of these weights."""
-  return _at(config.weights, [0.0, config.noise_rate])
-
-
-def _at(weights: str, rates: list[float]) -> dict[str, np.ndarray]:
-  compared = list(COMPARED[weights].values())
-  index = grid(noise_rate=rates, index=range(len(compared)))
-  rest = {name: np.array([compared[int(i)][name] for i in index["index"]]) for name in compared[0]}
-  return {"noise_rate": index["noise_rate"], **rest}
-
-
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  every = config.steps // config.evaluations
-  return {"steps": config.steps, "log_every": every, "eval_every": every}
-
-
-def measure(config: Config, seeds: list[int]) -> dict[str, np.ndarray]:
-  """Metrics of what is compared, on clean and on noisy labels, at the end `[seeds]`, and the learned scales' path."""
-  options = {name: value for name, value in run_options(config).items() if name != "log_every"}
-  problems = {"clean": (config.examples, 0.0), "noisy": (config.noisy_examples, config.noise_rate)}
-  measured = {}
-  for problem, (examples, rate) in problems.items():
-    for weights, compared in COMPARED.items():
-      task = build(dataclasses.replace(config, weights=weights, examples=examples))
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """Plain and companded weights on few clean and on noisy examples."""
+  del seeds
+  trained = {}
+  for problem, (examples, rate) in config.problems.items():
+    for weights in COMPARED:
+      own = cell(dataclasses.replace(config, weights=weights, examples=examples))
       # Networks so small that choosing the engine would take longer than running them.
-      options |= {"label": f"{weights}, {problem}", "engine": "map"}
-      result = sweep(task, _at(weights, [rate]), seeds=seeds, **options)
-      for index, name in enumerate(compared):
-        for metric in result.metrics:
-          measured[f"{problem} {metric}: {name}"] = result.by_point(metric)[index, :, -1]
-    measured[f"{problem} amplitude path"] = result.by_point("amplitude")[-1]  # of the learned ones
-  return measured
+      trained[f"{problem} {weights}"] = own._replace(points=_points(weights, rate), engine="map")
+  return trained
 
 
-CLAIMS = (
-  Claim(
-    "bound",
-    "companded weights stay below their bound",
-    "largest weight in He deviations; slope 1, 200 clean examples; the bound is 1.5 pi / 2",
-    lambda m: m["clean largest: WC, slope 1"],
-    at_most=1.5 * np.pi / 2,
-  ),
-  Claim(
-    "near_zero",
-    "fewer of them are near zero",
-    "share of weights within 0.1 He deviations of zero, relative reduction against plain, 200 clean examples",
-    lambda m: 1 - m["clean near_zero: WC, slope 1"] / m["clean near_zero: plain"],
-    at_least=0.1,
-  ),
-  Claim(
-    "clean",
-    "at no cost in accuracy on clean labels",
-    "test accuracy less plain's, slope 1, 200 clean examples",
-    lambda m: m["clean test_accuracy: WC, slope 1"] - m["clean test_accuracy: plain"],
-    at_least=-0.005,
-  ),
-  Claim(
-    "noisy",
-    "and the network overfits random labels less",
-    "test accuracy less plain's, slope 1, 600 examples of which 30 % have random labels",
-    lambda m: m["noisy test_accuracy: WC, slope 1"] - m["noisy test_accuracy: plain"],
-    at_least=0.03,
-  ),
-  Claim(
-    "learned",
-    "amplitude and width can be learned without loss on clean labels",
-    "test accuracy of plain less learned, from 3 He deviations at a tenth of the rate, 200 clean examples",
-    lambda m: m["clean test_accuracy: plain"] - m["clean test_accuracy: WC, learned"],
-    at_most=0.01,
-  ),
+def summary(config: Config, trials: Trials) -> dict[str, np.ndarray]:
+  """Metrics of what is compared, on clean and on noisy labels, at the end `[seeds]`, and the learned scales' path."""
+  found = {}
+  for problem in config.problems:
+    for weights, compared in COMPARED.items():
+      table = trials[f"{problem} {weights}"]
+      for metric in table.metrics:
+        found |= {f"{problem} {metric}: {name}": value for name, value in zip(compared, table.last(metric))}
+    learned = COMPARED["companded"]["WC, learned"]
+    found[f"{problem} amplitude path"] = trials[f"{problem} companded"].at("amplitude", **learned)
+  return found
+
+
+def claims(config: Config) -> tuple[Claim, ...]:
+  """Companded weights are bounded and away from zero, cost nothing on clean labels, and overfit noisy ones less."""
+  fixed = COMPARED["companded"]["WC, slope 1"]
+  bound, learned = fixed["deviations"], COMPARED["companded"]["WC, learned"]
+  clean = f"{config.examples} clean examples"
+  noisy = f"{config.noisy_examples} examples of which {100 * config.noise_rate:g} % have random labels"
+  return (
+    Claim(
+      "bound",
+      "Companded weights stay below their bound",
+      f"largest weight in He deviations; slope {fixed['slope']:g}, {clean}; the bound is {bound:g} pi / 2",
+      lambda m: m["clean largest: WC, slope 1"],
+      at_most=bound * np.pi / 2,
+    ),
+    Claim(
+      "near_zero",
+      "A smaller fraction of companded than of plain weights is near zero",
+      f"fraction of weights within 0.1 He deviations of zero, relative reduction against plain, {clean}",
+      lambda m: 1 - m["clean near_zero: WC, slope 1"] / m["clean near_zero: plain"],
+      at_least=0.1,
+    ),
+    Claim(
+      "clean",
+      "Companded weights cost no accuracy on clean labels",
+      f"test accuracy minus that of plain weights, slope {fixed['slope']:g}, {clean}",
+      lambda m: m["clean test_accuracy: WC, slope 1"] - m["clean test_accuracy: plain"],
+      at_least=-0.005,
+    ),
+    Claim(
+      "noisy",
+      "A network with companded weights overfits random labels less than one with plain weights",
+      f"clean test accuracy minus that of plain weights, slope {fixed['slope']:g}, {noisy}",
+      lambda m: m["noisy test_accuracy: WC, slope 1"] - m["noisy test_accuracy: plain"],
+      at_least=0.03,
+    ),
+    Claim(
+      "learned",
+      "Amplitude and width of the compander can be learned without loss of accuracy on clean labels",
+      f"test accuracy of plain weights minus that of learned companders, from {learned['deviations']:g} He deviations"
+      f" at {learned['scale_rate']:g} of the learning rate, {clean}",
+      lambda m: m["clean test_accuracy: plain"] - m["clean test_accuracy: WC, learned"],
+      at_most=0.01,
+    ),
+  )
+
+
+DEVIATIONS = (
+  "The form of the compander and the way its scales are learned are unverified (the paper's text was not at hand), and"
+  " the card leaves batch size and input scaling open: 50 of the inputs in [0, 1] here, fixed before the run.",
 )
 NOTES = (
   "Reported, not gated: plain networks with ten and a hundred times the weight decay (ten times does as well under"
   " label noise as the compander), slope 2, and the path of the learned amplitude, whose growth under noise undoes"
   " the bound and makes these networks worse than plain ones.",
-  "The form of the compander and the way its scales are learned are unverified (the paper's text was not at hand), and"
-  " the card leaves batch size and input scaling open: 50 of the inputs in [0, 1] here, fixed before the run.",
 )
 
 
-def figure(measurements: dict[str, np.ndarray], path: pathlib.Path) -> None:
-  """Accuracy of all variants, their weights near zero and far from it, and the learned amplitude over training."""
-  import matplotlib.pyplot as plt
-
-  m = measurements
+def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  """Accuracy of all variants on both problems, their weights near zero, and the learned amplitude over training."""
   names = [name for compared in COMPARED.values() for name in compared]
-  labels = [name.replace(", ", "\n") for name in names]
-  picture, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
-  panels = (
-    (axes[0, 0], "test_accuracy", "clean test accuracy", (0.6, 1.0), "linear"),
-    (axes[0, 1], "near_zero", "share within 0.1 He deviations of zero", (0.02, 1.0), "log"),
-    (axes[1, 0], "largest", "largest weight, He deviations", (0.0, None), "linear"),
+  picture, axes = plots.panels(4, width=4.5)
+  shown = (
+    ("clean", "test_accuracy", f"test accuracy, {config.examples} clean examples"),
+    ("noisy", "test_accuracy", f"test accuracy, {100 * config.noise_rate:g} % random labels"),
+    ("clean", "near_zero", "fraction within 0.1 He deviations of zero, clean"),
   )
-  for axis, metric, title, limits, scale in panels:
-    for offset, problem in ((-0.2, "clean"), (0.2, "noisy")):
-      values = np.stack([m[f"{problem} {metric}: {name}"] for name in names])
-      places = np.arange(len(names)) + offset
-      text = {"clean": "clean labels", "noisy": "30 % random labels"}[problem]
-      axis.bar(places, values.mean(1), 0.36, label=text, alpha=0.7)
-      axis.plot(places[:, None] + np.zeros_like(values), values, "k.", markersize=3)
-    axis.set(xticks=range(len(names)), title=title, ylim=limits, yscale=scale)
-    axis.set_xticklabels(labels, fontsize=8)
-  axes[1, 0].axhline(1.5 * np.pi / 2, color="k", linestyle=":", label="bound of fixed WC")
-  axes[1, 0].legend(frameon=False)
-  for color, problem in (("C0", "clean"), ("C1", "noisy")):
-    paths = m[f"{problem} amplitude path"]
-    share = (1 + np.arange(paths.shape[1])) / paths.shape[1]
-    axes[1, 1].plot(share, paths.T, color=color, alpha=0.6)
-    axes[1, 1].plot([], [], color=color, label=f"{problem} labels")
-  axes[1, 1].axhline(3, color="k", linestyle=":", label="start")
-  axes[1, 1].set(title="learned amplitude, He deviations, mean of layers", xlabel="share of training")
-  axes[1, 1].legend(frameon=False)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
+  for axis, (problem, metric, title) in zip(axes, shown):
+    plots.bars(axis, {name.replace(", ", "\n"): summary[f"{problem} {metric}: {name}"] for name in names})
+    axis.set_title(title, fontsize=10)
+    axis.tick_params(axis="x", labelsize=7)
+  for axis in axes[:2]:
+    axis.set_ylim(0.6, 1)
+  times = np.linspace(0, 1, config.evaluations + 1)[1:]
+  paths = {f"{problem} labels": summary[f"{problem} amplitude path"] for problem in config.problems}
+  plots.curves(axes[3], times, paths)
+  start = COMPARED["companded"]["WC, learned"]["deviations"]
+  axes[3].axhline(start, color="k", linestyle=":", label="start")
+  axes[3].set(xlabel="fraction of training", title="learned amplitude, He deviations")
+  axes[3].legend(frameon=False, fontsize=8)
+  plots.save(picture, path)

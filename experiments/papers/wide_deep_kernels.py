@@ -16,7 +16,7 @@ import optax
 from experiments.harness import plots
 from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell
-from jaxreg.kernels import deep_limits, dirichlet_classes, gradient_flow
+from jaxreg.kernels import deep_limits, deep_votes, dirichlet_classes, gradient_flow
 from jaxreg.kernels.dual_activations import hermite_dual, normalize_dual, relu_dual
 from jaxreg.training import Task, gradient_task
 
@@ -220,9 +220,9 @@ def _geometry(dimension, x, test_x):
 def _classify(config, gram, cross, y, dimension):
   """Outputs of the classifiers at the test points, whose signs are the classes."""
   outputs = {
-    "Hilbert": deep_limits.hilbert_vote(cross, y, exponent=dimension),
-    "1-NN": deep_limits.nearest_neighbor_vote(cross, y),
-    "majority": deep_limits.majority_vote(cross, y),
+    "Hilbert": deep_votes.hilbert_vote(cross, y, exponent=dimension),
+    "1-NN": deep_votes.nearest_neighbor_vote(cross, y),
+    "majority": deep_votes.majority_vote(cross, y),
   }
   both = jnp.concatenate([gram, cross])
   for matched in PAIRS:
@@ -243,15 +243,15 @@ def _agreement(config, x, y, test_x):
   logs = [deep_limits.log_deep_kernels(jnp.log(xi), depth=CUBIC_DEPTH, coefficients=CUBIC)[1] for xi in (gram, cross)]
   # A positive factor of all kernels, or of one test point's, changes no sign.
   scaled = jnp.exp(logs[0] - logs[0][0, 0]), jnp.exp(logs[1] - logs[1].max(1, keepdims=True))
-  compare("limit 1-NN", *scaled, deep_limits.nearest_neighbor_vote(cross, y))
+  compare("limit 1-NN", *scaled, deep_votes.nearest_neighbor_vote(cross, y))
   for name, depth, dual in (
     ("limit majority", MAJORITY_DEPTH, hermite_dual(np.sqrt([0.2, 0, 0, 0.8]))),
     ("limit majority ReLU", config.relu_depth, normalize_dual(relu_dual())),
   ):
     kernel = functools.partial(deep_limits.deep_ntk, depth=depth, dual=dual)
-    compare(name, kernel(gram), kernel(cross), deep_limits.majority_vote(cross, y))
+    compare(name, kernel(gram), kernel(cross), deep_votes.majority_vote(cross, y))
   singular = deep_limits.optimal_dual(2)
-  vote = deep_limits.singular_vote(cross, y, singular)
+  vote = deep_votes.singular_vote(cross, y, singular)
   for name, of in (("NNGP", deep_limits.deep_nngp), ("NTK", deep_limits.deep_ntk)):
     kernel = functools.partial(of, depth=config.depth, dual=singular)
     compare(f"limit singular {name}", kernel(gram), kernel(cross), vote, jnp.abs(vote) > 1e-6)

@@ -26,6 +26,13 @@ def batch_shapes(batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def generated_set(labels: Sequence[int], *, examples: int) -> dict[str, dict]:
-  """Random images with these labels in turn, as `paper_sets` of a recipe returns them."""
-  images = np.random.default_rng(0).integers(0, 256, (examples, 32, 32, 3), np.uint8)
-  return {"cifar10": {"train": {"image": images, "label": np.resize(labels, examples)}}}
+  """Random images with these labels in turn, training and test split, as `paper_sets` of a recipe returns them."""
+  rng = np.random.default_rng(0)
+
+  def split(examples):
+    return {
+      "image": rng.integers(0, 256, (examples, 32, 32, 3), np.uint8),
+      "label": np.resize(labels, examples),
+    }
+
+  return {"cifar10": {"train": split(examples), "test": split(examples // 4 + 1)}}

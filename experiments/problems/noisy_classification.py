@@ -14,9 +14,10 @@ from jaxreg.data import bundled, mixing, noise
 from jaxreg.losses import comp_sum, early_learning, label_dro
 from jaxreg.metrics import classification
 from jaxreg.models import MLP
-from jaxreg.training import Task
+from jaxreg.training import Task, gradient_task
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
+HPARAMS = {"learning_rate": 0.05, "noise_rate": 0.4}
 
 
 class LossPart(NamedTuple):
@@ -123,12 +124,25 @@ class Problem:
       )
 
   @property
+  def name(self) -> str:
+    """What the data are called in claims."""
+    return {"digits": "digits", "mnist_subset": "MNIST subset"}[self.dataset]
+
+  @property
   def steps_per_epoch(self) -> int:
     return self.train // self.batch_size
 
   @property
   def steps(self) -> int:
     return self.epochs * self.steps_per_epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What is static about a task: the problem, and one of `LOSSES` or `elr_plus`."""
+
+  problem: Problem
+  loss: str
 
 
 def noisy_task(problem: Problem, loss: str) -> Task:
@@ -138,56 +152,24 @@ def noisy_task(problem: Problem, loss: str) -> Task:
   """
   if loss not in LOSSES:
     raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}.")
-  part = LOSSES[loss]
-  train, valid, test = _splits(problem)
-  classes = int(train["y"].max()) + 1
-  model = MLP(
-    (*problem.hidden, classes), activation=ACTIVATIONS[problem.activation], kernel_init=nn.initializers.xavier_normal()
-  )
+  part, predict = LOSSES[loss], functools.partial(_predict, problem)
 
-  def corrupt(key, labels, rate):
-    return noise.symmetric_noise(key, jnp.asarray(labels), rate=rate, num_classes=classes)
-
-  def init_params(key, hparams):
-    keys = jax.random.split(key, 3)
-    params = model.init(keys[0], jnp.zeros((1, *train["x"].shape[1:])))["params"]
-    extra = {
-      "labels": corrupt(keys[1], train["y"], hparams["noise_rate"]),
-      "loss": part.init(problem.train, classes, hparams),
-    }
-    if problem.valid:  # orbax stores no empty array
-      extra["valid_labels"] = corrupt(keys[2], valid["y"], hparams["noise_rate"])
-    return params, extra
-
-  def predict(params, extra, inputs):
-    del extra
-    return model.apply({"params": params}, inputs)
-
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key
+  def objective(params, extra, batch, context):
     logits = predict(params, extra, batch["x"])
     labels = extra["labels"][batch["id"]]
-    values, state = part.apply(logits, labels, batch["id"], extra["loss"], hparams, axis_name)
+    values, state = part.apply(logits, labels, batch["id"], extra["loss"], context.hparams, context.axis_name)
     return jnp.mean(values), ({**extra, "loss": state}, {})
 
-  def optimizer(hparams):
-    boundaries = {int(fraction * problem.steps): 0.1 for fraction in problem.decay_at}
-    schedule = optax.piecewise_constant_schedule(1.0, boundaries)
-    return optax.chain(
-      optax.add_decayed_weights(problem.weight_decay),
-      optax.trace(0.9),
-      optax.scale_by_schedule(lambda step: -hparams["learning_rate"] * schedule(step)),
-    )
-
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=optimizer,
-    data={"x": train["x"]},
+  return gradient_task(
+    functools.partial(_init_params, problem, part),
+    objective,
+    functools.partial(_optimizer, problem),
+    data={"x": _splits(problem)[0]["x"]},
     batch_size=problem.batch_size,
-    hparams={"learning_rate": 0.05, "noise_rate": 0.4, **part.hparams},
-    evaluate_params=functools.partial(evaluate, problem, predict),
+    hparams={**HPARAMS, **part.hparams},
+    evaluate=functools.partial(evaluate, problem, predict),
     predict=predict,
+    config=Method(problem, loss),
   )
 
 
@@ -197,52 +179,96 @@ def elr_plus_task(problem: Problem) -> Task:
   Both networks see the same batches and wrong labels, differ in initial parameters and mixing, and step at once.
   Hyperparameters beyond those of ELR: `ema` and `ema_ramp` (steps) of the averaged weights, `alpha` of mixup.
   """
-  one = noisy_task(problem, "elr")
-  classes = int(_splits(problem)[0]["y"].max()) + 1
+  part, one = LOSSES["elr"], functools.partial(_predict, problem)
+  train, classes = _splits(problem)[0], _classes(problem)
 
   def init_params(key, hparams):
-    first, extra = one.init_params(key, hparams)
-    second, _ = one.init_params(jax.random.fold_in(key, 1), hparams)
+    first, extra = _init_params(problem, part, key, hparams)
+    second, _ = _init_params(problem, part, jax.random.fold_in(key, 1), hparams)
     pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, second)
     tables = jax.tree.map(lambda table: jnp.stack([table, table]), extra["loss"])
-    return pair, {**extra, "loss": tables, "averaged": pair, "step": jnp.int32(0)}
+    return pair, {**extra, "loss": tables, "averaged": pair}
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    # The average is brought up to date with the step before, whose parameters are only known now.
-    ramp = early_learning.sigmoid_rampup(extra["step"], length=hparams["ema_ramp"])
-    share = jnp.where(extra["step"] > 0, 1 - hparams["ema"] * ramp, 0)
-    averaged = optax.incremental_update(jax.lax.stop_gradient(params), extra["averaged"], share)
-    teachers = jax.tree.map(lambda leaf: leaf[::-1], averaged)
-    one_hot = jax.nn.one_hot(extra["labels"][batch["id"]], classes)
+  def objective(params, extra, batch, context):
+    hparams, one_hot = context.hparams, jax.nn.one_hot(extra["labels"][batch["id"]], classes)
 
     def loss(params, teacher, table, key):
       inputs, soft, coefficient, permutation = mixing.mixup(key, batch["x"], one_hot, alpha=hparams["alpha"])
       values, table = early_learning.elr_plus_loss(
-        one.predict(params, {}, inputs),
+        one(params, {}, inputs),
         soft,
-        one.predict(teacher, {}, batch["x"]),
+        one(teacher, {}, batch["x"]),
         batch["id"],
         state=table,
         permutation=permutation,
         coefficient=coefficient,
         momentum=hparams["momentum"],
         weight=hparams["weight"],
-        axis_name=axis_name,
+        axis_name=context.axis_name,
       )
       return jnp.mean(values), table
 
-    losses, tables = jax.vmap(loss)(params, teachers, extra["loss"], jax.random.split(key, 2))
-    return jnp.sum(losses), ({**extra, "loss": tables, "averaged": averaged, "step": extra["step"] + 1}, {})
+    teachers = jax.tree.map(lambda leaf: leaf[::-1], extra["averaged"])
+    losses, tables = jax.vmap(loss)(params, teachers, extra["loss"], jax.random.split(context.key, 2))
+    return jnp.sum(losses), ({**extra, "loss": tables}, {})
+
+  def average(params, extra, context):
+    ramp = early_learning.sigmoid_rampup(context.step + 1, length=context.hparams["ema_ramp"])
+    fraction = 1 - context.hparams["ema"] * ramp
+    return params, {**extra, "averaged": optax.incremental_update(params, extra["averaged"], fraction)}
 
   def predict(params, extra, inputs):
-    return jnp.mean(jax.vmap(one.predict, (0, None, None))(params, extra, inputs), axis=0)
+    return jnp.mean(jax.vmap(one, (0, None, None))(params, extra, inputs), axis=0)
 
-  return one.replace(
-    init_params=init_params,
-    objective=objective,
+  return gradient_task(
+    init_params,
+    objective,
+    functools.partial(_optimizer, problem),
+    data={"x": train["x"]},
+    batch_size=problem.batch_size,
+    hparams={**HPARAMS, **part.hparams, "ema": 0.997, "ema_ramp": 40_000, "alpha": 1.0},
+    after_update=average,
+    evaluate=functools.partial(evaluate, problem, predict),
     predict=predict,
-    evaluate_params=functools.partial(evaluate, problem, predict),
-    hparams={**one.hparams, "ema": 0.997, "ema_ramp": 40_000, "alpha": 1.0},
+    config=Method(problem, "elr_plus"),
+  )
+
+
+def _classes(problem: Problem) -> int:
+  return int(_splits(problem)[0]["y"].max()) + 1
+
+
+def _model(problem: Problem) -> MLP:
+  activation, init = ACTIVATIONS[problem.activation], nn.initializers.xavier_normal()
+  return MLP((*problem.hidden, _classes(problem)), activation=activation, kernel_init=init)
+
+
+def _init_params(problem: Problem, part: LossPart, key, hparams):
+  train, valid, _ = _splits(problem)
+  keys, classes = jax.random.split(key, 3), _classes(problem)
+
+  def corrupt(key, labels):
+    return noise.symmetric_noise(key, jnp.asarray(labels), rate=hparams["noise_rate"], num_classes=classes)
+
+  params = _model(problem).init(keys[0], jnp.zeros((1, *train["x"].shape[1:])))["params"]
+  extra = {"labels": corrupt(keys[1], train["y"]), "loss": part.init(problem.train, classes, hparams)}
+  if problem.valid:
+    extra["valid_labels"] = corrupt(keys[2], valid["y"])
+  return params, extra
+
+
+def _predict(problem: Problem, params, extra, inputs):
+  del extra
+  return _model(problem).apply({"params": params}, inputs)
+
+
+def _optimizer(problem: Problem, hparams):
+  boundaries = {int(fraction * problem.steps): 0.1 for fraction in problem.decay_at}
+  schedule = optax.piecewise_constant_schedule(1.0, boundaries)
+  return optax.chain(
+    optax.add_decayed_weights(problem.weight_decay),
+    optax.trace(0.9),
+    optax.scale_by_schedule(lambda step: -hparams["learning_rate"] * schedule(step)),
   )
 
 

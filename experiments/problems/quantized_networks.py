@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.problems.held_out import ONCE, mean_over
 from jaxreg.data import MissingDataError, bundled, fashion_mnist, tfds_stream
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
+from jaxreg.models.quant_resnet import quant_resnet
 from jaxreg.quantization.bounds import freeze_bounds
 from jaxreg.quantization.integer import IntegerConv, IntegerDense
-from jaxreg.quantization.layers import Precision, QConv, QDense, quant_resnet
-from jaxreg.training import Task
+from jaxreg.quantization.layers import Precision, QConv, QDense
+from jaxreg.training import HeldOut, Task, gradient_task
 
-__all__ = ["Problem", "QMLP", "images_of", "network", "quantized_task", "schedule"]
+__all__ = ["Problem", "QMLP", "Setting", "network", "quantized_task", "schedule"]
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels
 CHUNK = 1000  # examples that are evaluated at once
@@ -75,7 +77,7 @@ class Problem:
 
 
 class QMLP(nn.Module):
-  """Three hidden layers on few bits, the first and the last layer on more."""
+  """Three hidden layers in low precision, the first and the last layer in a higher one."""
 
   width: int
   classes: int
@@ -119,69 +121,93 @@ def schedule(problem: Problem) -> Callable:
   return rate
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is static about a task: the problem, the default (on ImageNet the only) precision, and where the data are."""
+
+  problem: Problem
+  precision: Precision
+  data_dir: str | None = None
+
+
 @functools.lru_cache(maxsize=16)
 def quantized_task(problem: Problem, precision: Precision, *, data_dir: str | None = None) -> Task:
   """The task; hyperparameters are `learning_rate` and the four numbers of bits, whose defaults are `precision`.
 
-  On ImageNet, which is read from a stream and so cannot be swept, the bits are static: a smaller program.
+  On ImageNet, which is read from a stream and so cannot be swept, the bits are static: a smaller program. Held out is
+  its validation split.
   """
   start, streamed = round(problem.start * problem.steps), problem.dataset == "imagenet2012"
   bits_of = (lambda hparams: precision) if streamed else _precision
 
   def init_params(key, hparams):
     model = network(problem, bits_of(hparams))
-    params, variables = _pop(model.init(key, jnp.zeros((1, *problem.image)), train=False))
-    return params, {"step": jnp.int32(0), "variables": variables}
+    return _pop(model.init(key, jnp.zeros((1, *problem.image)), train=False))
 
   def predict(params, extra, inputs, bits=precision, **layers):
     model = network(problem, bits, **layers)
-    return model.apply({"params": params, **extra["variables"]}, inputs, train=False)
+    return model.apply({"params": params, **extra}, _standardized(params, inputs), train=False)
 
-  def objective(params, extra, batch, key, hparams, axis_name):
-    del key
-    images, labels = images_of(problem, batch)
-    model, variables = network(problem, bits_of(hparams), axis_name=axis_name), extra["variables"]
-    logits, new = model.apply({"params": params, **variables}, images, train=True, mutable=list(variables))
+  def objective(params, extra, batch, context):
+    model = network(problem, bits_of(context.hparams), axis_name=context.axis_name)
+    images, labels = _standardized(params, batch[entry]), batch["label" if streamed else "y"]
+    logits, new = model.apply({"params": params, **extra}, images, train=True, mutable=list(extra))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
     decay = sum(jnp.sum(jnp.square(kernel.astype(jnp.float32))) for kernel in kernels)
-    step = extra["step"] + 1
-    new = {**new, "quant_stats": freeze_bounds(new["quant_stats"], when=step == start)}
-    return losses.mean() + problem.weight_decay / 2 * decay, ({"step": step, "variables": new}, {})
+    new = {**new, "quant_stats": freeze_bounds(new["quant_stats"], when=context.step + 1 == start)}
+    return losses.mean() + problem.weight_decay / 2 * decay, (new, {})
 
   def evaluate(params, extra, hparams):
     bits = _precision(hparams)
-    few = Precision(*(jnp.minimum(number, 8) for number in bits))
+    low = Precision(*(jnp.minimum(number, 8) for number in bits))
     train, test = _splits(problem)
     plain = functools.partial(predict, params, extra, bits=bits)
-    integer = functools.partial(predict, params, extra, bits=few, conv=IntegerConv, dense=IntegerDense)
+    integer = functools.partial(predict, params, extra, bits=low, conv=IntegerConv, dense=IntegerDense)
     return {
       "train_accuracy": _accuracy(plain, train),
       "test_accuracy": _accuracy(plain, test),
       "integer_test_accuracy": _accuracy(integer, test),
     }
 
-  return Task(
-    init_params=init_params,
-    objective=objective,
-    optimizer=lambda hparams: optax.sgd(
+  def measure(state, batch, hparams):
+    del hparams
+    logits = predict(state.params, state.extra, batch["image"])
+    return mean_over(batch, valid_accuracy=logits.argmax(-1) == batch["label"])
+
+  if streamed:
+    entry, hparams = "image", {"learning_rate": problem.learning_rate}
+    stream = functools.partial(tfds_stream, "imagenet2012", batch_size=problem.batch_size, data_dir=data_dir)
+    crops = [functools.partial(crop, size=problem.size) for crop in (_random_crop, _central_crop)]
+    source = {
+      "data": functools.partial(stream, split="train", seed=0, transform=crops[0]),
+      "held_out": HeldOut(functools.partial(stream, split="validation", transform=crops[1], **ONCE), measure),
+    }
+  else:
+    entry, hparams = "x", {"learning_rate": problem.learning_rate, **precision._asdict()}
+    source = {"data": _splits(problem)[0], "evaluate": evaluate}
+  return gradient_task(
+    init_params,
+    objective,
+    lambda hparams: optax.sgd(
       lambda step: hparams["learning_rate"] * schedule(problem)(step), momentum=0.9, nesterov=bool(problem.depth)
     ),
-    data=_imagenet(problem, data_dir) if streamed else _splits(problem)[0],
     batch_size=problem.batch_size,
-    hparams={"learning_rate": problem.learning_rate, **({} if streamed else precision._asdict())},
-    evaluate_params=None if streamed else evaluate,
+    hparams=hparams,
     predict=predict,
+    config=Setting(problem, precision, data_dir),
     precision=problem.precision,
+    cast=(entry,),
+    **source,
   )
 
 
-def images_of(problem: Problem, batch) -> tuple[jax.Array, jax.Array]:
-  """Images and labels of a batch; those of ImageNet come as bytes and are standardised here."""
-  if problem.dataset != "imagenet2012":
-    return batch["x"], batch["y"]
-  dtype = jnp.dtype(problem.precision)
-  return ((batch["image"] / 255.0 - jnp.array(MEAN)) / jnp.array(DEVIATION)).astype(dtype), batch["label"]
+def _standardized(params, images) -> jax.Array:
+  """ImageNet's bytes standardised by channel, in the dtype of the parameters; other images as they are."""
+  if images.dtype != jnp.uint8:
+    return images
+  dtype = jax.tree.leaves(params)[0].dtype
+  return ((images / 255.0 - jnp.array(MEAN)) / jnp.array(DEVIATION)).astype(dtype)
 
 
 def _precision(hparams) -> Precision:
@@ -220,13 +246,6 @@ def _garments(sizes: Sequence[int]) -> tuple[dict, dict]:
   return tuple({name: value[:size] for name, value in part.items()} for part, size in zip(parts, sizes))
 
 
-def _imagenet(problem: Problem, data_dir: str | None) -> Callable:
-  crop = functools.partial(_random_crop, size=problem.size)
-  return functools.partial(
-    tfds_stream, "imagenet2012", split="train", batch_size=problem.batch_size, seed=0, transform=crop, data_dir=data_dir
-  )
-
-
 def _random_crop(example: dict, rng: np.random.Generator, *, size: int) -> dict:
   """A random part of 8 to 100 % of the image, of sides that differ by at most a third, resized, perhaps reflected."""
   height, width = example["image"].shape[:2]
@@ -234,8 +253,20 @@ def _random_crop(example: dict, rng: np.random.Generator, *, size: int) -> dict:
   rows = int(np.clip(round(np.sqrt(area / ratio)), 1, height))
   columns = int(np.clip(round(np.sqrt(area * ratio)), 1, width))
   top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
-  part = example["image"][top : top + rows, left : left + columns]
-  # The nearest pixel: without an image library, and cheap.
-  places = [(np.arange(size) * n) // size for n in (rows, columns)]
-  image = part[places[0]][:, places[1]]
+  image = _resized(example["image"][top : top + rows, left : left + columns], size)
   return {"image": image[:, ::-1] if rng.integers(2) else image, "label": example["label"]}
+
+
+def _central_crop(example: dict, rng: np.random.Generator, *, size: int) -> dict:
+  """The central square of seven eighths of the shorter side, resized."""
+  del rng
+  height, width = example["image"].shape[:2]
+  side = max(round(0.875 * min(height, width)), 1)
+  top, left = (height - side) // 2, (width - side) // 2
+  return {"image": _resized(example["image"][top : top + side, left : left + side], size), "label": example["label"]}
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+  """By the nearest pixel: without an image library, and cheap."""
+  rows, columns = ((np.arange(size) * length) // size for length in image.shape[:2])
+  return image[rows][:, columns]

@@ -7,17 +7,23 @@ same initial parameters, batches and wrong labels.
 """
 
 import dataclasses
+import itertools
 import pathlib
+import sys
+import time
+import types
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from experiments.harness import records
+from experiments.harness import plots, records, registry, tables
+from experiments.harness.selection import select
+from experiments.harness.trials import Cell, Trials, run_cells
 from experiments.problems.noisy_classification import Problem, noisy_task
-from jaxreg.training import Task, grid, sweep
+from jaxreg.training import grid
 
 LOSSES = ("cross_entropy", "gce", "ldr_kl", "aldr_kl", "elr")
+WHEN = ("selected", "last")
+TITLE = "Clean test accuracy, mean ± standard error over seeds (difference to cross-entropy, paired)"
 # The same number of settings for each loss.
 SETTINGS = {
   "cross_entropy": {"learning_rate": [0.02, 0.05, 0.1]},
@@ -34,7 +40,7 @@ class Config:
 
   Attributes:
     problem: data, model and optimizer.
-    rates: noise rates; a share `rate * 9 / 10` of the labels ends up wrong.
+    rates: noise rates; a fraction `rate * 9 / 10` of the labels ends up wrong.
     seeds: number of seeds.
     evaluations: how often each run is evaluated.
     loss: the loss that `run` and `sweep` train.
@@ -79,148 +85,118 @@ class DemoOptions:
   engine: str = "auto"
 
 
-def build(config: Config) -> Task:
-  """The task of one loss."""
-  return noisy_task(config.problem, config.loss)
-
-
-def points(config: Config) -> dict[str, np.ndarray]:
+def cell(config: Config) -> Cell:
   """Settings × noise rates of one loss."""
-  return grid(noise_rate=config.rates, **SETTINGS[config.loss])
+  steps = config.problem.steps
+  points = grid(noise_rate=config.rates, **SETTINGS[config.loss])
+  return Cell(noisy_task(config.problem, config.loss), steps, points, eval_every=steps // config.evaluations)
 
 
-def run_options(config: Config) -> dict[str, int]:
-  """Length of one run."""
-  every = config.problem.steps // config.evaluations
-  return {"steps": config.problem.steps, "log_every": every, "eval_every": every}
+def cells(config: Config, seeds) -> dict[str, Cell]:
+  """A cell per loss."""
+  del seeds
+  return {name: cell(dataclasses.replace(config, loss=name)) for name in LOSSES}
+
+
+def summary(config: Config, trials: Trials) -> dict[str, np.ndarray]:
+  """Of each loss and rate, `[seeds]`: accuracies at the selected and the last epoch, setting, diverged trials."""
+  found = {}
+  for name in LOSSES:
+    metrics, by_rate = trials[name].metrics, lambda x: np.reshape(x, (len(config.rates), -1, *np.shape(x)[1:]))
+    test = by_rate(metrics["test_accuracy"])
+    valid = by_rate(np.where(np.isfinite(metrics["loss"]), metrics["noisy_valid_accuracy"], -1))
+    diverged = by_rate(trials[name].diverged_at >= 0)
+    for index, rate in enumerate(config.rates):
+      chosen = select(valid[index])
+      found[f"{name} {rate:g} selected"] = chosen.of(test[index])
+      found[f"{name} {rate:g} last"] = test[index, chosen.setting, :, -1]
+      found[f"{name} {rate:g} setting"] = np.full(len(trials.seeds), chosen.setting)
+      found[f"{name} {rate:g} diverged"] = diverged[index].sum(0)
+  return found
+
+
+def table(config: Config, summary) -> list[dict]:
+  """One row per loss and rate: accuracies, and differences to cross-entropy paired by seed."""
+  rows = []
+  for name, rate in itertools.product(LOSSES, config.rates):
+    setting = int(summary[f"{name} {rate:g} setting"][0])
+    row = {
+      "loss": name,
+      "noise_rate": rate,
+      "setting": {key: float(values[setting]) for key, values in SETTINGS[name].items()},
+      "diverged_trials": int(summary[f"{name} {rate:g} diverged"].sum()),
+    }
+    for when in WHEN:
+      values, base = (summary[f"{loss} {rate:g} {when}"] for loss in (name, "cross_entropy"))
+      row[when] = _mean_and_error(values)
+      row[f"{when}_minus_cross_entropy"] = _mean_and_error(values - base)
+      row[f"{when}_per_seed"] = values.tolist()
+    rows.append(row)
+  return rows
+
+
+def figure(config: Config, summary, path: pathlib.Path) -> None:
+  """Test accuracy against the noise rate, at the selected and the last epoch."""
+  picture, axes = plots.panels(len(WHEN))
+  for axis, when in zip(axes, WHEN):
+    of = lambda name, when=when: np.stack([summary[f"{name} {rate:g} {when}"] for rate in config.rates], axis=1)
+    plots.curves(axis, config.rates, {name: of(name) for name in LOSSES}, marker="o")
+    axis.set(title=f"{when} epoch", xlabel="noise rate", xticks=config.rates, ylim=(0, 1))
+  axes[0].set_ylabel("clean test accuracy")
+  axes[1].legend(frameon=False)
+  plots.save(picture, path)
 
 
 def demo(options: DemoOptions) -> dict:
-  """Runs the ablation; prints the table, writes record and figure, and says where they are."""
-  from experiments.harness import registry
-
-  config = registry.preset(_module(), options.preset)
-  results = {}
-  for name in LOSSES:
-    one = dataclasses.replace(config, loss=name)
-    results[name] = sweep(
-      build(one),
-      points(one),
-      seeds=range(config.seeds),
-      steps=config.problem.steps,
-      eval_every=config.problem.steps // config.evaluations,
-      engine=options.engine,
-      label=f"{name:14}",
-    )
+  """Runs the ablation; prints the table, writes trials, record and figure, and says where they are."""
+  config = registry.preset(sys.modules[__name__], options.preset)
+  with_engine = lambda config, seeds: {n: c._replace(engine=options.engine) for n, c in cells(config, seeds).items()}
+  began = time.perf_counter()
+  trials = run_cells(types.SimpleNamespace(cells=with_engine), config, range(config.seeds))
+  seconds = time.perf_counter() - began
+  trials.save(options.folder / "trials.npz")
+  found = summary(config, trials)
+  rows = table(config, found)
   record = {
     "title": "Noisy-label ablation",
     "preset": options.preset,
     "protocol": " ".join(__doc__.split("\n\n")[1].split()),
     "config": dataclasses.asdict(config),
     "settings": SETTINGS,
-    "wall_seconds": sum(result.seconds for result in results.values()),
-    "compile_seconds": sum(result.compile_seconds for result in results.values()),
-    "engines": {name: result.engine for name, result in results.items()},
-    "rows": summarize(config, results),
+    "wall_seconds": seconds,
+    "engines": {name: trials[name].engine for name in LOSSES},
+    "rows": rows,
     **records.environment(),
   }
   records.write(options.folder / "record.json", record)
-  figure(record, options.folder / "figure.png")
-  table = _table(record)
-  (options.folder / "table.txt").write_text(_text(table), encoding="utf-8")
-  Console().print(table)
-  print(
-    f"{sum(len(result.seeds) for result in results.values())} trials in {record['wall_seconds']:.0f} s"
-    f" ({record['compile_seconds']:.0f} s compiling and choosing engines)"
-  )
-  for name in ("table.txt", "figure.png", "record.json"):
+  figure(config, found, options.folder / "figure.png")
+  shown = {"rows": _shown(rows), "keys": ("noise", "loss", "chosen setting"), "title": TITLE, "section": "noise"}
+  (options.folder / "table.txt").write_text(tables.text(**shown), encoding="utf-8")
+  tables.show(**shown)
+  print(f"{sum(trials[name].diverged_at.size for name in LOSSES)} trials in {seconds:.0f} s")
+  for name in ("table.txt", "figure.png", "record.json", "trials.npz"):
     print(f"{name.split('.')[0]:7} {options.folder / name}")
   return record
-
-
-def summarize(config: Config, results) -> list[dict]:
-  """One row per loss and rate: accuracies at the selected and the last epoch, and the paired difference."""
-  chosen = {}
-  for name, result in results.items():
-    shape = (len(config.rates), -1, config.seeds, config.evaluations)
-    test = result.metrics["test_accuracy"].reshape(shape)
-    valid = np.where(np.isfinite(result.metrics["loss"]), result.metrics["noisy_valid_accuracy"], -1).reshape(shape)
-    diverged = (result.diverged_at >= 0).reshape(shape[:3])
-    for index, rate in enumerate(config.rates):
-      # A setting is chosen once for all seeds, by its best mean validation accuracy over epochs; the epoch by seed.
-      setting = int(valid[index].max(axis=-1).mean(axis=-1).argmax())
-      epochs = valid[index, setting].argmax(axis=-1)
-      chosen[name, rate] = {
-        "setting": {key: float(values[setting]) for key, values in SETTINGS[name].items()},
-        "selected": test[index, setting, np.arange(config.seeds), epochs],
-        "last": test[index, setting, :, -1],
-        "diverged": int(diverged[index].sum()),
-      }
-  rows = []
-  for (name, rate), result in chosen.items():
-    base = chosen["cross_entropy", rate]
-    row = {"loss": name, "noise_rate": rate, "setting": result["setting"], "diverged_trials": result["diverged"]}
-    for when in ("selected", "last"):
-      row[when] = _mean_and_error(result[when])
-      row[f"{when}_minus_cross_entropy"] = _mean_and_error(result[when] - base[when])
-      row[f"{when}_per_seed"] = result[when].tolist()
-    rows.append(row)
-  return rows
-
-
-def figure(record: dict, path: pathlib.Path) -> None:
-  """Test accuracy against the noise rate, at the selected and the last epoch."""
-  import matplotlib.pyplot as plt
-
-  rates = sorted({row["noise_rate"] for row in record["rows"]})
-  picture, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
-  for axis, when in zip(axes, ("selected", "last")):
-    for name in LOSSES:
-      rows = [row for row in record["rows"] if row["loss"] == name]
-      means, errors = zip(*(row[when] for row in rows))
-      axis.errorbar([row["noise_rate"] for row in rows], means, errors, marker="o", capsize=3, label=name)
-    axis.set(title=f"{when} epoch", xlabel="noise rate", xticks=rates)
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel("clean test accuracy")
-  axes[1].legend(frameon=False)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  picture.savefig(path, dpi=120)
-  plt.close(picture)
-
-
-def _module():
-  import sys
-
-  return sys.modules[__name__]
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
   return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _table(record: dict) -> Table:
-  table = Table(title="Clean test accuracy, mean ± standard error over seeds (difference to cross-entropy, paired)")
-  for column in ("noise", "loss", "chosen setting", "selected epoch", "difference", "last epoch", "difference"):
-    table.add_column(column)
-  for row in sorted(record["rows"], key=lambda row: (row["noise_rate"], LOSSES.index(row["loss"]))):
-    cell = lambda key, sign="", row=row: f"{row[key][0]:{sign}.3f} ± {row[key][1]:.3f}"
-    same = row["loss"] == "cross_entropy"
-    table.add_row(
-      f"{row['noise_rate']:g}",
-      row["loss"] + (f" ({row['diverged_trials']} diverged)" if row["diverged_trials"] else ""),
-      ", ".join(f"{key} {value:g}" for key, value in row["setting"].items()),
-      cell("selected"),
-      "" if same else cell("selected_minus_cross_entropy", "+"),
-      cell("last"),
-      "" if same else cell("last_minus_cross_entropy", "+"),
-      end_section=row["loss"] == LOSSES[-1],
-    )
-  return table
-
-
-def _text(table: Table) -> str:
-  import io
-
-  console = Console(file=io.StringIO(), width=140)
-  console.print(table)
-  return console.file.getvalue()
+def _shown(rows: list[dict]) -> list[dict]:
+  """The table's rows as text, by noise rate."""
+  shown = []
+  for row in sorted(rows, key=lambda row: (row["noise_rate"], LOSSES.index(row["loss"]))):
+    words = lambda key, sign="", row=row: f"{row[key][0]:{sign}.3f} ± {row[key][1]:.3f}"
+    paired = lambda when, row=row: "" if row["loss"] == "cross_entropy" else words(f"{when}_minus_cross_entropy", "+")
+    line = {
+      "noise": f"{row['noise_rate']:g}",
+      "loss": row["loss"],
+      "chosen setting": ", ".join(f"{key} {value:g}" for key, value in row["setting"].items()),
+      "selected epoch": words("selected"),
+      "difference": paired("selected"),
+      "last epoch": words("last"),
+      "its difference": paired("last"),
+    }
+    shown.append(line | ({"diverged": str(row["diverged_trials"])} if row["diverged_trials"] else {}))
+  return shown

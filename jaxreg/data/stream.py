@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from jaxreg.data.errors import MissingDataError
+from jaxreg.data.fingerprint import array_fingerprint
 
 __all__ = ["Stream", "array_stream", "read_tfds", "tfds_stream"]
 
@@ -49,8 +50,11 @@ class Stream:
   restored on any other, and also on another number of hosts.
   """
 
-  def __init__(self, make_batch: Callable[[int], dict], plan: _Plan, *, threads: int = 0, workers: int = 0):
+  def __init__(
+    self, make_batch: Callable[[int], dict], plan: _Plan, source: dict, *, threads: int = 0, workers: int = 0
+  ):
     self._make_batch, self._plan, self._threads, self._workers = make_batch, plan, threads, workers
+    self._source = source
     self._position, self._iterator = 0, None
 
   def __iter__(self) -> "Stream":
@@ -65,18 +69,18 @@ class Stream:
 
   def get_state(self) -> bytes:
     """The position and what it is a position in, for `set_state` of a stream built with the same arguments."""
-    return json.dumps({"batch": self._position, **self._identity()}).encode()
+    return json.dumps({"batch": self._position, **self.identity}).encode()
 
   def set_state(self, state: bytes) -> None:
     """Continues where the stream was when `get_state` was called, without reading what lies before.
 
     Raises:
-      ValueError: when the state is of another stream (size of the data or batch, seed, remainder).
+      ValueError: when the state is of another stream (its `identity`).
     """
     saved = json.loads(state)
     position = saved.pop("batch")
-    if saved != self._identity():
-      raise ValueError(f"state must be of a stream with {self._identity()}, got {saved}.")
+    if saved != self.identity:
+      raise ValueError(f"state must be of a stream with {self.identity}, got {saved}.")
     self.close()
     self._position = position
 
@@ -86,8 +90,11 @@ class Stream:
       self._iterator.close()
     self._iterator = None
 
-  def _identity(self) -> dict:
-    return {name: getattr(self._plan, name) for name in ("examples", "batch_size", "seed", "drop_remainder")}
+  @property
+  def identity(self) -> dict:
+    """What the batches depend on: source, transformation, sizes and seed, as JSON values."""
+    plan = {name: getattr(self._plan, name) for name in ("examples", "batch_size", "seed", "drop_remainder")}
+    return {**plan, **self._source}
 
 
 def array_stream(
@@ -135,7 +142,8 @@ def array_stream(
     raise ValueError(f"data must be arrays with one common leading axis of examples, got leading sizes {lengths}.")
   examples = next(iter(lengths.values()))[0]
   plan = _plan(examples, batch_size, seed, num_epochs, drop_remainder, process_index, process_count)
-  return Stream(functools.partial(_array_batch, data, transform, plan), plan)
+  source = {"arrays": {name: array_fingerprint(values) for name, values in data.items()}, **_described(transform)}
+  return Stream(functools.partial(_array_batch, data, transform, plan), plan, source)
 
 
 def tfds_stream(
@@ -198,7 +206,8 @@ def tfds_stream(
   source, channels = _open_tfds(name, split, data_dir)
   plan = _plan(len(source), batch_size, seed, num_epochs, drop_remainder, process_index, process_count)
   make_batch = functools.partial(_record_batch, source, channels, transform, plan)
-  return Stream(make_batch, plan, threads=threads, workers=workers)
+  described = {"set": name, "split": split, **_described(transform)}
+  return Stream(make_batch, plan, described, threads=threads, workers=workers)
 
 
 def read_tfds(name: str, split: str, *, data_dir=None) -> dict[str, np.ndarray]:
@@ -225,6 +234,15 @@ def read_tfds(name: str, split: str, *, data_dir=None) -> dict[str, np.ndarray]:
   """
   source, channels = _open_tfds(name, split, data_dir)
   return _stack([_decode(example, channels) for example in source])
+
+
+def _described(transform) -> dict:
+  """A transformation by its place in the code, through partials."""
+  while isinstance(transform, functools.partial):
+    transform = transform.func
+  if transform is None:
+    return {"transform": None}
+  return {"transform": f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}"}
 
 
 def _plan(examples, batch_size, seed, num_epochs, drop_remainder, process_index, process_count) -> _Plan:

@@ -34,18 +34,15 @@ from jaxreg.kernels.deep_limits import (
   deep_nngp,
   deep_ntk,
   depth_taxonomy,
-  hilbert_vote,
   koenigs,
   log_deep_kernels,
-  majority_vote,
-  nearest_neighbor_vote,
   optimal_dual,
   sine_sphere_dual,
-  singular_vote,
   singularity_exponent,
   solve_sine_frequency,
   sphere_gram,
 )
+from jaxreg.kernels.deep_votes import hilbert_vote, majority_vote, nearest_neighbor_vote, singular_vote
 from jaxreg.kernels.dirichlet_classes import dirichlet_sphere, dirichlet_sphere_log_odds
 from jaxreg.kernels.dual_activations import (
   DualActivation,
@@ -102,16 +99,6 @@ from jaxreg.kernels.infinite_width import (
 )
 from jaxreg.kernels.lazy_rich_dmft import CommitteeDMFT, committee_dmft
 from jaxreg.kernels.lazy_training import eigenvector_labels, lazy_learning_rate, lazy_output
-from jaxreg.kernels.noncentral_chi2 import log_gammainc, noncentral_chi2_logcdf, noncentral_chi2_logpdf
-from jaxreg.kernels.posterior_mean import (
-  NoiseSchedule,
-  empirical_posterior_mean,
-  gaussian_mixture_posterior_mean,
-  gaussian_mixture_score,
-  linear_vp_schedule,
-  posterior_mean_from_score,
-  score_from_posterior_mean,
-)
 from jaxreg.kernels.rbf import rbf_kernel, squared_distances
 from jaxreg.kernels.score_ntk import (
   DescentPath,
@@ -144,7 +131,6 @@ __all__ = [
   "ErrorLaw",
   "HypothesisPosterior",
   "KernelState",
-  "NoiseSchedule",
   "abs_dual",
   "activate",
   "add_states",
@@ -176,7 +162,6 @@ __all__ = [
   "effective_ridge",
   "eigenvector_labels",
   "empirical_ntk",
-  "empirical_posterior_mean",
   "erf_dual",
   "error_law",
   "error_moments",
@@ -187,8 +172,6 @@ __all__ = [
   "fully_connected",
   "fully_connected_standard",
   "gaussian_dual",
-  "gaussian_mixture_posterior_mean",
-  "gaussian_mixture_score",
   "gelu_dual",
   "global_average_pool",
   "gradient_descent_coefficients",
@@ -212,14 +195,10 @@ __all__ = [
   "lazy_learning_rate",
   "lazy_output",
   "leaky_relu_dual",
-  "linear_vp_schedule",
   "log_deep_kernels",
-  "log_gammainc",
   "majority_vote",
   "monomial_dual",
   "nearest_neighbor_vote",
-  "noncentral_chi2_logcdf",
-  "noncentral_chi2_logpdf",
   "normalize_dual",
   "ntk_by_jacobians",
   "ntk_by_vector_products",
@@ -230,13 +209,11 @@ __all__ = [
   "optimal_rho",
   "optimal_target_weight",
   "pixel_state",
-  "posterior_mean_from_score",
   "rbf_kernel",
   "relu_dual",
   "residual",
   "saddlepoint_inductive_bias",
   "sample_hypothesis_errors",
-  "score_from_posterior_mean",
   "score_ntk",
   "score_output_kernel",
   "self_distilled_coefficients",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.kernels.noncentral_chi2 import log_gammainc
+from jaxreg.metrics.noncentral_chi2 import log_gammainc
 
 __all__ = [
   "ErrorLaw",

@@ -7,45 +7,16 @@ from jaxreg.layers.best_response import (
   BestResponseLSTMCell,
   materialize_best_response,
 )
-from jaxreg.layers.dynamic_pruning import (
-  MaskedConv,
-  MaskHead,
-  mask_accuracy,
-  mask_prediction_loss,
-  mass_mask,
-  straight_through_mask,
-  uniform_mask,
-)
 from jaxreg.layers.expert_router import ExpertAssignment, SparseTransportRouter, assign_tokens, expert_capacity
-from jaxreg.layers.factored_output import (
-  FactoredOutput,
-  FactoredState,
-  center_factored,
-  decay_factored,
-  factored_init,
-  factored_sgd_step,
-  factored_statistics,
-  factored_value_and_grad,
-  factored_weights,
-  stabilize_factored,
-  unfactorize,
-)
-from jaxreg.layers.gathered import gathered_conv, gathered_masked_conv, gathered_sizes
+from jaxreg.layers.factored_output import FactoredOutput
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.layers.max_min import max_min
+from jaxreg.layers.naive_bayes_head import NaiveBayesHead
 from jaxreg.layers.per_example_noise import (
   per_example_color_jitter,
   per_example_cutout,
   per_example_dropout,
   per_example_scale_noise,
-)
-from jaxreg.layers.pruned_flops import (
-  ConvCost,
-  dense_flops,
-  dynamic_flops,
-  mask_head_flops,
-  official_dynamic_flops,
-  oracle_flops,
 )
 from jaxreg.layers.weight_compander import (
   ARCTAN,
@@ -57,7 +28,6 @@ from jaxreg.layers.weight_compander import (
   compand,
   compander_init,
   fold_params,
-  he_deviation,
   is_kernel,
   uncompand,
 )
@@ -70,51 +40,25 @@ __all__ = [
   "BestResponseLSTMCell",
   "Companded",
   "CompandedParams",
-  "ConvCost",
   "Curve",
   "ExpertAssignment",
   "FactoredOutput",
-  "FactoredState",
-  "MaskHead",
-  "MaskedConv",
+  "NaiveBayesHead",
   "SOFTSIGN",
   "SparseTransportRouter",
   "TANH",
   "assign_tokens",
-  "center_factored",
   "compand",
   "compander_init",
-  "decay_factored",
-  "dense_flops",
-  "dynamic_flops",
   "expert_capacity",
-  "factored_init",
-  "factored_sgd_step",
-  "factored_statistics",
-  "factored_value_and_grad",
-  "factored_weights",
   "fold_params",
-  "gathered_conv",
-  "gathered_masked_conv",
-  "gathered_sizes",
-  "he_deviation",
   "is_kernel",
   "loop_conv_general_dilated",
-  "mask_accuracy",
-  "mask_head_flops",
-  "mask_prediction_loss",
-  "mass_mask",
   "materialize_best_response",
   "max_min",
-  "official_dynamic_flops",
-  "oracle_flops",
   "per_example_color_jitter",
   "per_example_cutout",
   "per_example_dropout",
   "per_example_scale_noise",
-  "stabilize_factored",
-  "straight_through_mask",
   "uncompand",
-  "unfactorize",
-  "uniform_mask",
 ]

@@ -19,18 +19,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.weights import he_deviation
 
 __all__ = [
   "ARCTAN",
-  "SOFTSIGN",
-  "TANH",
   "Companded",
   "CompandedParams",
   "Curve",
+  "SOFTSIGN",
+  "TANH",
   "compand",
   "compander_init",
   "fold_params",
-  "he_deviation",
   "is_kernel",
   "uncompand",
 ]
@@ -169,24 +169,6 @@ def is_kernel(path: str, leaf: jax.Array) -> bool:
   """
   del leaf
   return path.rsplit("/", 1)[-1] == "kernel"
-
-
-def he_deviation(shape: tuple[int, ...]) -> float:
-  """The standard deviation `sqrt(2 / fan_in)` of He's initializer, the natural scale of a kernel's weights.
-
-  >>> he_deviation((3, 3, 2, 16))
-  0.3333333333333333
-
-  Args:
-    shape: of the kernel, the outputs last.
-
-  Returns:
-    A Python number.
-
-  Reference: He, Zhang, Ren, Sun, "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet
-    Classification", ICCV 2015, equation 10.
-  """
-  return math.sqrt(2 / max(1, math.prod(shape[:-1])))
 
 
 def compander_init(

@@ -1,5 +1,13 @@
 """What to minimise: one value per example, never reduced."""
 
+from jaxreg.losses.active_passive import (
+  asymmetric_generalized_cross_entropy_loss,
+  asymmetric_unhinged_loss,
+  nce_agce_loss,
+  nce_aul_loss,
+  nce_rce_loss,
+  normalized_cross_entropy_loss,
+)
 from jaxreg.losses.adversarial import (
   adversarial_margin_comp_sum_loss,
   margin_shift_norm,
@@ -16,13 +24,15 @@ from jaxreg.losses.aggregate import (
   interpolated_bag_squared_loss,
   within_bag_spread,
 )
-from jaxreg.losses.calibrated_ensemble import (
+from jaxreg.losses.binary_margin import (
   MARGIN_LOSSES,
   binary_exponential_loss,
   binary_focal_loss,
   binary_hinge_loss,
   binary_logistic_loss,
   binary_squared_hinge_loss,
+)
+from jaxreg.losses.calibrated_ensemble import (
   ensloss,
   ensloss_derivatives,
   inverse_box_cox,
@@ -40,6 +50,7 @@ from jaxreg.losses.comp_sum import (
   comp_sum_loss_with_soft_labels,
   comp_sum_outer,
   generalized_cross_entropy_loss,
+  truncated_generalized_cross_entropy_loss,
 )
 from jaxreg.losses.distillation import self_distillation_squared_loss
 from jaxreg.losses.early_learning import (
@@ -60,6 +71,7 @@ from jaxreg.losses.h_consistency import (
   h_consistency_transform,
   minimizability_gap,
 )
+from jaxreg.losses.hinge import crammer_singer_loss, weston_watkins_loss
 from jaxreg.losses.label_dro import (
   NORMALIZATIONS,
   ALDRState,
@@ -71,23 +83,6 @@ from jaxreg.losses.label_dro import (
   normalize_scores,
 )
 from jaxreg.losses.progressive_guidance import guided_cross_entropy_loss, progressive_guidance_loss
-from jaxreg.losses.robust import (
-  asymmetric_generalized_cross_entropy_loss,
-  asymmetric_unhinged_loss,
-  brier_loss,
-  crammer_singer_loss,
-  jensen_shannon_loss,
-  mean_absolute_error_loss,
-  nce_agce_loss,
-  nce_aul_loss,
-  nce_rce_loss,
-  normalized_cross_entropy_loss,
-  reverse_cross_entropy_loss,
-  robust_log_loss,
-  symmetric_cross_entropy_loss,
-  truncated_generalized_cross_entropy_loss,
-  weston_watkins_loss,
-)
 from jaxreg.losses.scaled_residual import scaled_residual_loss
 from jaxreg.losses.score_matching import (
   denoising_score_matching_loss,
@@ -120,6 +115,14 @@ from jaxreg.losses.stablemax import (
   stablemax,
   stablemax_cross_entropy,
   stablemax_cross_entropy_with_soft_labels,
+)
+from jaxreg.losses.symmetric import (
+  brier_loss,
+  jensen_shannon_loss,
+  mean_absolute_error_loss,
+  reverse_cross_entropy_loss,
+  robust_log_loss,
+  symmetric_cross_entropy_loss,
 )
 
 __all__ = [

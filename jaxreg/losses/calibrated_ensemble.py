@@ -1,4 +1,4 @@
-"""EnsLoss, which draws a random calibrated loss at every step, and the fixed margin losses it stands in for.
+"""EnsLoss, which draws a random calibrated loss at every step.
 
 The gradient of a margin loss is known from its derivatives at the margins of the batch. EnsLoss draws those derivatives
 such that some convex, classification-calibrated loss has them, and never names the loss.
@@ -7,17 +7,11 @@ such that some convex, classification-calibrated loss has them, and never names 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
+from jaxreg.losses.binary_margin import MARGIN_LOSSES, binary_margins, log_limit
 
 __all__ = [
-  "MARGIN_LOSSES",
-  "binary_exponential_loss",
-  "binary_focal_loss",
-  "binary_hinge_loss",
-  "binary_logistic_loss",
-  "binary_squared_hinge_loss",
   "ensloss",
   "ensloss_derivatives",
   "inverse_box_cox",
@@ -150,7 +144,7 @@ def ensloss(
   Reference: Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification",
     ICML 2025, the algorithm.
   """
-  margins = _margins(logits, labels)
+  margins = binary_margins(logits, labels)
   if margins.ndim != 1:
     raise ValueError(f"logits must be [batch] or [batch, 1] with labels [batch], got shape {jnp.shape(logits)}.")
   options = dict(box_cox=box_cox, clamp=clamp, tail_power=tail_power, offset=offset)
@@ -193,139 +187,6 @@ def is_calibrated_derivative(margins: jax.Array, derivatives: jax.Array) -> jax.
   return shaped & ~jnp.any(jnp.isnan(margins))
 
 
-def binary_logistic_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The logistic loss `log(1 + exp(-m))` of the margin, binary cross-entropy.
-
-  >>> import jax.numpy as jnp
-  >>> [round(value, 3) for value in binary_logistic_loss(jnp.array([0.0, -2.0]), jnp.array([1, 1])).tolist()]
-  [0.693, 2.127]
-
-  Args:
-    logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
-
-  Returns:
-    `[...]`.
-
-  Raises:
-    ValueError: when labels do not fit the logits.
-
-  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
-    of margin losses).
-  """
-  return optax.sigmoid_binary_cross_entropy(_margins(logits, labels), 1.0).astype(jnp.result_type(logits))
-
-
-def binary_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The hinge loss `max(1 - m, 0)` of the margin.
-
-  >>> import jax.numpy as jnp
-  >>> binary_hinge_loss(jnp.array([0.5, -2.0]), jnp.array([1, 0])).tolist()
-  [0.5, 0.0]
-
-  Args:
-    logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
-
-  Returns:
-    `[...]`.
-
-  Raises:
-    ValueError: when labels do not fit the logits.
-
-  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
-    of margin losses).
-  """
-  return optax.hinge_loss(_margins(logits, labels), 1.0).astype(jnp.result_type(logits))
-
-
-def binary_squared_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The squared hinge loss `max(1 - m, 0)^2` of the margin.
-
-  >>> import jax.numpy as jnp
-  >>> binary_squared_hinge_loss(jnp.array([0.5, -2.0]), jnp.array([1, 0])).tolist()
-  [0.25, 0.0]
-
-  Args:
-    logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
-
-  Returns:
-    `[...]`.
-
-  Raises:
-    ValueError: when labels do not fit the logits.
-
-  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
-    of margin losses).
-  """
-  return jnp.square(optax.hinge_loss(_margins(logits, labels), 1.0)).astype(jnp.result_type(logits))
-
-
-def binary_exponential_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """The exponential loss `exp(-m)` of the margin, continued by its tangent near the end of the dtype's range.
-
-  >>> import jax.numpy as jnp
-  >>> [round(value, 3) for value in binary_exponential_loss(jnp.array([0.0, -1.0]), jnp.array([1, 1])).tolist()]
-  [1.0, 2.718]
-
-  Args:
-    logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
-
-  Returns:
-    `[...]`.
-
-  Raises:
-    ValueError: when labels do not fit the logits.
-
-  Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
-    of margin losses).
-  """
-  exponent = -_margins(logits, labels)
-  limit = _log_limit(exponent.dtype)
-  inside = jnp.exp(jnp.minimum(exponent, limit))
-  return jnp.where(exponent > limit, jnp.exp(limit) * (1 + exponent - limit), inside).astype(jnp.result_type(logits))
-
-
-def binary_focal_loss(logits: jax.Array, labels: jax.Array, *, gamma: float | jax.Array = 2.0) -> jax.Array:
-  """The focal loss `(1 - p)^gamma (-log p)` with `p = sigmoid(m)` of the margin, without class weights.
-
-  It is the one loss here that is not convex. Computed with `(1 - p)^gamma` as an exponential, its gradient is finite
-  where `p` rounds to 1, at any `gamma`, which that of `optax.sigmoid_focal_loss` is not.
-
-  >>> import jax.numpy as jnp
-  >>> round(binary_focal_loss(jnp.array(0.0), jnp.array(1), gamma=1.0).item(), 3)
-  0.347
-
-  Args:
-    logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
-    gamma: non-negative; 0 is the logistic loss; may be traced.
-
-  Returns:
-    `[...]`.
-
-  Raises:
-    ValueError: when labels do not fit the logits or `gamma` is negative.
-
-  Reference: Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.
-  """
-  check_hyperparameter("gamma", gamma, low=0)
-  margins = _margins(logits, labels)
-  weight = jnp.exp(-jnp.asarray(gamma, margins.dtype) * jax.nn.softplus(margins))
-  return (weight * jax.nn.softplus(-margins)).astype(jnp.result_type(logits))
-
-
-MARGIN_LOSSES = {
-  "logistic": binary_logistic_loss,
-  "hinge": binary_hinge_loss,
-  "exponential": binary_exponential_loss,
-  "squared_hinge": binary_squared_hinge_loss,
-  "focal": binary_focal_loss,
-}
-
-
 def random_margin_loss_mixture(
   logits: jax.Array,
   labels: jax.Array,
@@ -365,23 +226,6 @@ def random_margin_loss_mixture(
   return jax.lax.switch(index, [MARGIN_LOSSES[name] for name in losses], jnp.asarray(logits), jnp.asarray(labels))
 
 
-def _margins(logits, labels):
-  """Margins in float32 at least, shaped like the labels."""
-  check_float("logits", logits)
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-    raise ValueError(f"labels must be integers, 0 or 1, got dtype {jnp.result_type(labels)}.")
-  logits, labels = jnp.asarray(logits), jnp.asarray(labels)
-  if logits.shape == (*labels.shape, 1):
-    logits = logits[..., 0]
-  if logits.shape != labels.shape:
-    raise ValueError(
-      f"labels must have the shape of logits, without a last axis of length one if there is one, got labels"
-      f" {labels.shape} and logits {logits.shape}."
-    )
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  return jnp.where(labels > 0, 1, -1).astype(dtype) * logits.astype(dtype)
-
-
 def _derivatives(margins, key, noise, axis_name, *, box_cox, clamp, tail_power, offset):
   """The derivatives at this device's margins, in float32 at least."""
   _check_finite("box_cox", box_cox)
@@ -416,14 +260,9 @@ def _inverse_box_cox(values, power):
   safe = jnp.where(exponential, 1, power)
   inside = exponential | (safe * values > -1)
   exponent = jnp.where(exponential, values, jnp.log1p(jnp.where(inside & ~exponential, safe * values, 0)) / safe)
-  limit = _log_limit(values.dtype)
+  limit = log_limit(values.dtype)
   beyond = jnp.where(safe > 0, 0, jnp.exp(limit))
   return jnp.where(inside, jnp.exp(jnp.minimum(exponent, limit)), beyond)
-
-
-def _log_limit(dtype):
-  """The largest exponent used: far enough from the dtype's end that sums and derivatives stay finite."""
-  return jnp.asarray(np.log(jnp.finfo(dtype).max) - 20, dtype)
 
 
 def _first_key(key, axis_name):

@@ -4,9 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
-from jaxreg.losses.softmax_family import softmax_statistics
+from jaxreg.losses.softmax_family import label_log_probability, softmax_statistics
 
-__all__ = ["comp_sum_loss", "comp_sum_loss_with_soft_labels", "comp_sum_outer", "generalized_cross_entropy_loss"]
+__all__ = [
+  "comp_sum_loss",
+  "comp_sum_loss_with_soft_labels",
+  "comp_sum_outer",
+  "generalized_cross_entropy_loss",
+  "truncated_generalized_cross_entropy_loss",
+]
 
 
 def comp_sum_loss(
@@ -158,3 +164,50 @@ def _expm1_with_tangent(exponent: jax.Array) -> jax.Array:
   limit = jnp.log(jnp.finfo(exponent.dtype).max) - 20
   inside = jnp.expm1(jnp.minimum(exponent, limit))
   return jnp.where(exponent > limit, jnp.exp(limit) * (1 + exponent - limit), inside)
+
+
+def truncated_generalized_cross_entropy_loss(
+  logits: jax.Array,
+  labels: jax.Array,
+  *,
+  q: float | jax.Array = 0.7,
+  threshold: float | jax.Array = 0.5,
+  axis: int = -1,
+  where: jax.Array | None = None,
+) -> jax.Array:
+  """Generalized cross-entropy `(1 - max(p_y, k)^q) / q`, constant where the label's probability is below `k`.
+
+  Examples below the threshold have no gradient, so warm up with `generalized_cross_entropy_loss`.
+
+  >>> import jax.numpy as jnp
+  >>> logits = jnp.log(jnp.array([[0.8, 0.2], [0.2, 0.8], [0.1, 0.9]]))
+  >>> loss = truncated_generalized_cross_entropy_loss(logits, jnp.array([0, 0, 0]), q=1.0, threshold=0.5)
+  >>> [round(value, 3) for value in loss.tolist()]
+  [0.2, 0.5, 0.5]
+
+  Args:
+    logits: floating `[..., classes]`.
+    labels: integers `[...]`.
+    q: in [0, 1]; 0 is truncated cross-entropy; may be traced.
+    threshold: the paper's k, in [0, 1); 0 truncates nothing; may be traced.
+    axis: the axis of the classes.
+    where: boolean, broadcasting against `logits`: the classes that take part, the label among them.
+
+  Returns:
+    `[...]`, the loss of each example.
+
+  Raises:
+    ValueError: when labels do not fit the logits or a hyperparameter is out of range.
+
+  Reference: Zhang, Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels",
+    NeurIPS 2018, the truncated loss (Section 3.3).
+  """
+  check_hyperparameter("q", q, low=0, high=1)
+  check_hyperparameter("threshold", threshold, low=0, high=1, open_high=True)
+  log_p = label_log_probability(logits, labels, axis, where)
+  log_p = jnp.maximum(log_p, jnp.log(jnp.asarray(threshold, log_p.dtype)))
+  q = jnp.asarray(q, log_p.dtype)
+  safe = jnp.where(q > 0, q, 1)
+  # The series at q = 0 has the right derivative with respect to q as well.
+  value = jnp.where(q > 0, -jnp.expm1(safe * log_p) / safe, -log_p - q * log_p**2 / 2)
+  return value.astype(logits.dtype)

@@ -40,7 +40,7 @@ def spherical_statistics(
 ) -> SphericalStatistics:
   """The label's logit `o_y`, `s = sum_k o_k` and `q = sum_k o_k^2`.
 
-  `jaxreg.layers.factored_output` computes them without the logits.
+  `jaxreg.solvers.factored_output` computes them without the logits.
 
   >>> import jax.numpy as jnp
   >>> statistics = spherical_statistics(jnp.array([[3.0, 1.0]]), jnp.array([0]))
@@ -121,7 +121,7 @@ def z_loss_from_statistics(
 ) -> jax.Array:
   """The Z-loss with `mean = s / classes` and `std = sqrt(q / classes - mean^2)`.
 
-  The variance cancels when the logits' mean is far larger than their deviation; `layers.factored_output` therefore
+  The variance cancels when the logits' mean is far larger than their deviation; `solvers.factored_output` therefore
   keeps them centred. It is kept where `|z_y| <= sqrt(classes - 1)`, which holds for any logits.
 
   >>> import jax.numpy as jnp

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.regularizers.orthogonal_conv import ConvSizes, check_sizes, conv_sizes
 
 __all__ = [
   "OrthogonalityError",
@@ -200,3 +199,32 @@ def certified_radius(logits: jax.Array, *, lipschitz_constant: float | jax.Array
 def _root(values):
   """The square root with gradient 0 at 0."""
   return jnp.where(values > 0, jnp.sqrt(jnp.where(values > 0, values, 1)), 0)
+
+
+class ConvSizes(NamedTuple):
+  """The sizes of a convolution: what its orthogonality depends on."""
+
+  outputs: int  # M
+  inputs: int  # C
+  kernel_size: int  # k, odd
+  stride: int  # S
+  dimensions: int  # d
+
+
+def conv_sizes(kernel: jax.Array, stride: int) -> ConvSizes:
+  """The sizes of a kernel `[k, …, k, inputs, outputs]`; raises ValueError when it is none."""
+  check_float("kernel", kernel)
+  shape = jnp.shape(kernel)
+  if not 1 <= len(shape) - 2 <= 3 or len(set(shape[:-2])) != 1:
+    raise ValueError(f"kernel must have the shape [k, …, k, inputs, outputs] in 1 to 3 dimensions, got {shape}.")
+  return check_sizes(ConvSizes(shape[-1], shape[-2], shape[0], stride, len(shape) - 2))
+
+
+def check_sizes(sizes: ConvSizes) -> ConvSizes:
+  """The sizes; raises ValueError unless they are positive integers and the kernel size is odd."""
+  for name, size in sizes._asdict().items():
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+      raise ValueError(f"{name} must be a positive int, got {size!r}.")
+  if sizes.kernel_size % 2 == 0:
+    raise ValueError(f"kernel_size must be odd, for an even kernel has no centre, got {sizes.kernel_size}.")
+  return sizes

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.kernels.noncentral_chi2 import noncentral_chi2_logcdf, noncentral_chi2_logpdf
+from jaxreg.metrics.noncentral_chi2 import noncentral_chi2_logcdf, noncentral_chi2_logpdf
 
 __all__ = [
   "ScaledChi2",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.models.linear_probe import minmax_scale, minmax_scaling, probe_logits
+from jaxreg.metrics.linear_probe import minmax_scale, minmax_scaling, probe_logits
 
 __all__ = ["min_samples_to", "probe_sample_curve"]
 
@@ -31,7 +31,7 @@ def probe_sample_curve(
   so that all sizes share one compiled fit; fits run one after another.
 
   >>> import jax, jax.numpy as jnp
-  >>> from jaxreg.models.linear_probe import gaussian_stats, stats_to_linear
+  >>> from jaxreg.metrics.gaussian_probe import gaussian_stats, stats_to_linear
   >>> bayes = lambda x, y, where: stats_to_linear(gaussian_stats(x, y, num_classes=2, where=where))
   >>> x = jax.random.normal(jax.random.key(0), (200, 3)) + 9 * (jnp.arange(200) % 2)[:, None]
   >>> y = jnp.arange(200) % 2

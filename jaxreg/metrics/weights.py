@@ -1,5 +1,6 @@
 """How a network's weights are distributed: skewness and kurtosis, and weights near zero and far from it."""
 
+import math
 import operator
 from functools import reduce
 from typing import NamedTuple
@@ -8,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.layers.weight_compander import he_deviation
 
-__all__ = ["WeightMoments", "WeightStats", "weight_moments", "weight_stats"]
+__all__ = ["WeightMoments", "WeightStats", "he_deviation", "weight_moments", "weight_stats"]
 
 
 class WeightMoments(NamedTuple):
@@ -108,3 +108,21 @@ def weight_stats(params, *, threshold: float | jax.Array = 0.1) -> WeightStats:
     reduce(operator.add, near) / sum(unit.size for unit in units),
     reduce(operator.add, kurtosis) / len(kurtosis),
   )
+
+
+def he_deviation(shape: tuple[int, ...]) -> float:
+  """The standard deviation `sqrt(2 / fan_in)` of He's initializer, the natural scale of a kernel's weights.
+
+  >>> he_deviation((3, 3, 2, 16))
+  0.3333333333333333
+
+  Args:
+    shape: of the kernel, the outputs last.
+
+  Returns:
+    A Python number.
+
+  Reference: He, Zhang, Ren, Sun, "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet
+    Classification", ICCV 2015, equation 10.
+  """
+  return math.sqrt(2 / max(1, math.prod(shape[:-1])))

@@ -12,25 +12,22 @@ from jaxreg.quantization.bounds import (
   scaled_mean_magnitude_bound,
   scaled_root_mean_square_bound,
 )
-from jaxreg.quantization.cost import LayerCost, NetworkCost, assign_bits, layer_table, quant_cost
 from jaxreg.quantization.elastic import (
-  ELASTIC_BITS,
   ElasticConfig,
   ElasticConv,
   ElasticDense,
-  ElasticLayer,
-  ElasticQuantizer,
-  LsqTable,
   calibrate_elastic,
+  recalibrate_batch_norm,
+)
+from jaxreg.quantization.elastic_config import (
+  ElasticLayer,
   config_variables,
   elastic_layers,
-  lsq_calibrate,
-  lsq_quantize,
-  recalibrate_batch_norm,
   sample_config,
   sample_forms,
   uniform_config,
 )
+from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS, ElasticQuantizer, LsqTable, lsq_calibrate, lsq_quantize
 from jaxreg.quantization.fake_quant import (
   Quantized,
   fake_quant_activation,
@@ -46,8 +43,7 @@ from jaxreg.quantization.integer import (
   integer_dense,
   integer_dot,
 )
-from jaxreg.quantization.layers import PRECISIONS, ActivationBound, Precision, QConv, QDense, quant_resnet
-from jaxreg.quantization.pareto import best_within_cost, pareto_front
+from jaxreg.quantization.layers import PRECISIONS, ActivationBound, Precision, QConv, QDense
 from jaxreg.quantization.search import AccuracyPredictor, average_bits, encode_config, evolve_bits
 from jaxreg.quantization.straight_through import straight_through_floor, straight_through_round, straight_through_value
 
@@ -64,9 +60,7 @@ __all__ = [
   "ElasticQuantizer",
   "IntegerConv",
   "IntegerDense",
-  "LayerCost",
   "LsqTable",
-  "NetworkCost",
   "PRECISIONS",
   "Precision",
   "QConv",
@@ -75,9 +69,7 @@ __all__ = [
   "activation_bound_init",
   "activation_bound_update",
   "aqt_dot_general",
-  "assign_bits",
   "average_bits",
-  "best_within_cost",
   "calibrate_elastic",
   "config_variables",
   "elastic_layers",
@@ -89,15 +81,11 @@ __all__ = [
   "integer_conv",
   "integer_dense",
   "integer_dot",
-  "layer_table",
   "lsq_calibrate",
   "lsq_quantize",
   "mean_of_max_bound",
   "mean_plus_deviation_bound",
-  "pareto_front",
   "per_tensor_bounds",
-  "quant_cost",
-  "quant_resnet",
   "quantize_activation",
   "quantize_weight",
   "recalibrate_batch_norm",

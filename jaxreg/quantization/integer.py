@@ -270,7 +270,8 @@ class IntegerConv(nn.Module):
   """A trained `QConv` on images in integer arithmetic; takes its variables, with the largest bound of the channels.
 
   >>> import jax, jax.numpy as jnp
-  >>> from jaxreg.quantization.layers import PRECISIONS, quant_resnet
+  >>> from jaxreg.models import quant_resnet
+  >>> from jaxreg.quantization.layers import PRECISIONS
   >>> options = dict(classes=3, width=2, conv=IntegerConv, dense=IntegerDense)
   >>> model = quant_resnet((1,), PRECISIONS["W8A8"], **options)
   >>> run = lambda key, images: model.init_with_output(key, images, train=False)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_hyperparameter
-from jaxreg.quantization.elastic import ELASTIC_BITS, ElasticConfig
+from jaxreg.quantization.elastic import ElasticConfig
+from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS
 
 __all__ = ["AccuracyPredictor", "average_bits", "encode_config", "evolve_bits"]
 
@@ -48,7 +49,7 @@ def encode_config(config: ElasticConfig) -> jax.Array:
   The forms are those of the first layer, as the predictor is for configurations with one form in all layers. The bits
   of the first and the last layer, which do not vary, are left zero.
 
-  >>> from jaxreg.quantization.elastic import uniform_config
+  >>> from jaxreg.quantization.elastic_config import uniform_config
   >>> features = encode_config(uniform_config(4, bits=3))
   >>> features.shape, features[:6].tolist(), float(features[6:].sum())
   ((62,), [1.0, 0.0, 1.0, 0.0, 1.0, 0.0], 4.0)
@@ -124,7 +125,7 @@ def evolve_bits(
   `(target - slack, target]` rank below all that are inside, by how far they are outside; parents stay until beaten.
 
   >>> import jax, jax.numpy as jnp
-  >>> from jaxreg.quantization.elastic import uniform_config
+  >>> from jaxreg.quantization.elastic_config import uniform_config
   >>> early = lambda config: -jnp.sum(jnp.arange(6) * config.weight_bits)  # bits are worth most in early layers
   >>> best, _ = jax.jit(lambda key: evolve_bits(
   ...   key, early, config=uniform_config(6, bits=2), weight_sizes=(1,) * 6, act_sizes=(1,) * 6, target=5.0, slack=0.1,

@@ -1,21 +1,14 @@
 """What to add: penalties on weights, with their proximal operators."""
 
 from jaxreg.regularizers.group_sparsity import (
-  compact,
-  compact_pair,
-  freeze_support,
-  group_ids,
   group_lasso,
-  group_norms,
   prox_group_lasso,
   prox_wgsef,
-  resolve_groups,
-  scale_groups,
-  sum_groups,
   wgsef,
   wgsef_conjugate,
   wgsef_minimizer,
 )
+from jaxreg.regularizers.groups import freeze_support, group_ids, group_norms, resolve_groups, scale_groups, sum_groups
 from jaxreg.regularizers.orthogonal_conv import (
   orthogonal_conv_defect_norm,
   orthogonal_conv_exists,
@@ -29,8 +22,6 @@ from jaxreg.regularizers.unsquared_norm import unsquared_norm_penalty
 from jaxreg.regularizers.weight_distribution import kurtosis_penalty, skewness_penalty, weight_distribution_penalty
 
 __all__ = [
-  "compact",
-  "compact_pair",
   "freeze_support",
   "group_ids",
   "group_lasso",

@@ -8,12 +8,12 @@ columns per output pixel in `d` dimensions. It is orthogonal when `A A^T = I` (n
 
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.conv_spectrum import ConvSizes, check_sizes, conv_sizes
 
 __all__ = [
   "orthogonal_conv_defect_norm",
@@ -26,16 +26,6 @@ __all__ = [
 ]
 
 _PADDINGS = ("CIRCULAR", "VALID", "SAME")
-
-
-class ConvSizes(NamedTuple):
-  """The sizes of a convolution: what its orthogonality depends on."""
-
-  outputs: int  # M
-  inputs: int  # C
-  kernel_size: int  # k, odd
-  stride: int  # S
-  dimensions: int  # d
 
 
 def orthogonal_conv_penalty(kernel: jax.Array, *, stride: int = 1) -> jax.Array:
@@ -278,25 +268,6 @@ def orthogonal_conv_offset(
     Networks", JMLR 2022, the definition of `L_orth`.
   """
   return _offset(check_sizes(ConvSizes(outputs, inputs, kernel_size, stride, dimensions)))
-
-
-def conv_sizes(kernel: jax.Array, stride: int) -> ConvSizes:
-  """The sizes of a kernel `[k, …, k, inputs, outputs]`; raises ValueError when it is none."""
-  check_float("kernel", kernel)
-  shape = jnp.shape(kernel)
-  if not 1 <= len(shape) - 2 <= 3 or len(set(shape[:-2])) != 1:
-    raise ValueError(f"kernel must have the shape [k, …, k, inputs, outputs] in 1 to 3 dimensions, got {shape}.")
-  return check_sizes(ConvSizes(shape[-1], shape[-2], shape[0], stride, len(shape) - 2))
-
-
-def check_sizes(sizes: ConvSizes) -> ConvSizes:
-  """The sizes; raises ValueError unless they are positive integers and the kernel size is odd."""
-  for name, size in sizes._asdict().items():
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-      raise ValueError(f"{name} must be a positive int, got {size!r}.")
-  if sizes.kernel_size % 2 == 0:
-    raise ValueError(f"kernel_size must be odd, for an even kernel has no centre, got {sizes.kernel_size}.")
-  return sizes
 
 
 def _columns(sizes: ConvSizes) -> int:

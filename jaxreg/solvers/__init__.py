@@ -27,6 +27,18 @@ from jaxreg.solvers.adversarial_mdp import (
   simulated_visits,
 )
 from jaxreg.solvers.conjugate_directions import ConjugateDirectionsResult, solve_conjugate_directions
+from jaxreg.solvers.factored_output import (
+  FactoredState,
+  center_factored,
+  decay_factored,
+  factored_init,
+  factored_sgd_step,
+  factored_statistics,
+  factored_value_and_grad,
+  factored_weights,
+  stabilize_factored,
+  unfactorize,
+)
 from jaxreg.solvers.follow_the_regularized_leader import ftrl_entropy, ftrl_log_barrier
 from jaxreg.solvers.lanczos import LanczosResult, lanczos_decomposition, ritz_pairs, ritz_right_hand_sides
 from jaxreg.solvers.linear_q_estimation import (
@@ -67,12 +79,13 @@ from jaxreg.solvers.taylor_regularization import solution_derivative
 
 __all__ = [
   "ConjugateDirectionsResult",
+  "Derivatives",
   "EpisodeResult",
+  "FactoredState",
   "HeuristicSolver",
   "Hyperparameter",
   "LanczosResult",
   "LinearMDP",
-  "Derivatives",
   "OptimalAdversary",
   "PeakEquation",
   "SelfTuner",
@@ -83,12 +96,19 @@ __all__ = [
   "aas_pinn_loss",
   "aas_sampler_loss",
   "best_policy_in_hindsight",
+  "center_factored",
   "combined_cost",
   "constrain_hyperparameters",
   "cubic_peak_equation",
   "das_cross_entropy_loss",
+  "decay_factored",
   "dilated_bonus",
   "exact_visits",
+  "factored_init",
+  "factored_sgd_step",
+  "factored_statistics",
+  "factored_value_and_grad",
+  "factored_weights",
   "ftrl_entropy",
   "ftrl_log_barrier",
   "lanczos_decomposition",
@@ -127,10 +147,12 @@ __all__ = [
   "sparse_transport_plan",
   "sparse_transport_semidual",
   "stability_size",
+  "stabilize_factored",
   "tanh_network_derivatives",
   "tuning_init",
   "two_peaks_equation",
   "unconstrain_hyperparameter",
+  "unfactorize",
 ]
 
 _LAZY = {

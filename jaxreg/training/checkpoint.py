@@ -1,16 +1,19 @@
 """Checkpoints that can be trusted: orbax writes the arrays, and a manifest written last says what each file must hold.
 
-Layout of a run's folder: `checkpoints/<step>/{params,extra,rest}/` (orbax) and `checkpoints/<step>/manifest.json` with
-the size and CRC-32 of every file. A checkpoint without a manifest was never finished; one whose files differ from it is
-damaged (orbax alone restores a flipped byte silently). Both are passed over for the one before.
+Layout of a run's folder: `checkpoints/<step>/{params,extra,rest}/` (orbax), `checkpoints/<step>/manifest.json` with the
+step, the structure of the state, its dtypes and shapes, and the size and CRC-32 of every file. A checkpoint without a
+manifest was never finished; one whose files differ from it is damaged (orbax alone restores a flipped byte silently).
+Both are passed over for the one before, and cleared when the next one is written.
+
+Orbax's CheckpointManager is not used: its retention counts directories, so that a damaged checkpoint would push out a
+good one, and its metadata cannot be written after the checksums of what it finalised.
 """
 
+import contextlib
 import json
-import os
 import pathlib
 import shutil
 import warnings
-import zlib
 from typing import Any
 
 import jax
@@ -18,10 +21,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxreg.training import files, structure
 from jaxreg.training import mesh as mesh_lib
 from jaxreg.training.task import TrainState
 
-__all__ = ["CheckpointError", "defect", "latest", "load_params", "predict", "restore", "save", "steps"]
+__all__ = ["CheckpointError", "clear_after", "defect", "latest", "load_params", "predict", "restore", "save", "steps"]
+
+_PARTS = ("params", "extra", "rest")
 
 
 class CheckpointError(RuntimeError):
@@ -34,37 +40,46 @@ def steps(folder) -> list[int]:
   return sorted(int(path.name) for path in root.iterdir() if path.name.isdigit()) if root.is_dir() else []
 
 
-def save(folder, state: TrainState, *, info: dict | None = None, position: bytes | None = None, keep: int = 3) -> None:
+def save(
+  folder, state: TrainState, *, rows: list[dict] | None = None, position: bytes | None = None, keep: int = 3
+) -> None:
   """Writes the state at its step; earlier checkpoints stay intact if that fails.
 
   Args:
     folder: the run's folder, the same for all processes.
     state: global arrays.
-    info: anything JSON-serialisable, returned by `restore`.
+    rows: the rows of metrics up to this step, returned by `restore`.
     position: the position in the data stream, the same in all processes, if one is read.
-    keep: how many checkpoints to keep; older ones are deleted once this one is complete.
+    keep: how many good checkpoints to keep, at least 1; older ones are deleted once this one is complete.
 
   Raises:
     CheckpointError: when the folder cannot be written (full disk, no such place).
+    ValueError: when `keep` is below 1.
   """
+  if keep < 1:
+    raise ValueError(f"keep must be at least 1, got {keep}.")
   step = int(state.step)
   path = _path(folder, step)
   try:
     if mesh_lib.is_main():
-      shutil.rmtree(path, ignore_errors=True)
+      _delete(path)
       path.mkdir(parents=True)
     _barrier(f"make {step}")
+    structures = {}
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-      for name, tree in _items(state).items():
-        checkpointer.save(path.absolute() / name, args=ocp.args.StandardSave(_plain_keys(tree)))
+      for name, tree in _parts(state).items():
+        shape, leaves = structure.encode(tree)
+        structures[name] = {"structure": shape, "leaves": [structure.describe(leaf) for leaf in leaves]}
+        stored = _stored(leaves)
+        if stored:
+          checkpointer.save(path.absolute() / name, args=ocp.args.StandardSave(stored))
     _barrier(f"written {step}")
     if mesh_lib.is_main():
       if position is not None:
         (path / "position").write_bytes(position)
-      _write_manifest(path, info or {})
-      good = [number for number in steps(folder) if (_path(folder, number) / "manifest.json").exists()]
-      for number in good[:-keep]:
-        shutil.rmtree(_path(folder, number), ignore_errors=True)
+      (path / "rows.json").write_text(files.dumps(rows or []), encoding="utf-8")
+      _write_manifest(path, step, structures)
+      _retain(folder, step, keep)
     _barrier(f"kept {step}")
   except (OSError, ValueError, RuntimeError) as error:  # orbax reports a full disk as ValueError or RuntimeError
     if mesh_lib.is_main():
@@ -91,141 +106,243 @@ def latest(folder) -> int | None:
 def defect(folder, step: int) -> str | None:
   """What is wrong with a checkpoint, or None if every file is what was written."""
   path = _path(folder, step)
+  if not path.is_dir():
+    return "there is none"
   try:
-    expected = _read_manifest(path)["files"]
+    manifest = _read_manifest(path)
+    expected, number = manifest["files"], manifest["step"]
   except FileNotFoundError:
     return "it was not finished"
   except (OSError, ValueError, KeyError, TypeError):
     return "its manifest is damaged"
+  if number != step:
+    return f"it is the one of step {number} under another name"
   for name, (size, crc) in expected.items():
     file = path / name
     if not file.is_file():
       return f"{name} is missing"
     if file.stat().st_size != size:
       return f"{name} has {file.stat().st_size} bytes instead of {size}"
-    if _file_crc(file) != crc:
+    if files.file_crc(file) != crc:
       return f"{name} does not have the bytes that were written"
   return None
 
 
-def restore(folder, step: int, like: TrainState) -> tuple[TrainState, dict, bytes | None]:
-  """Reads a checkpoint into the shapes and shardings of `like`, on any number of devices.
+def clear_after(folder, step: int | None) -> None:
+  """Deletes the checkpoints after a step: damaged or unfinished ones that `latest` passed over."""
+  if mesh_lib.is_main():
+    for number in steps(folder):
+      if step is None or number > step:
+        _delete(_path(folder, number))
+
+
+def restore(folder, step: int, like: TrainState, *, cast: bool = False) -> tuple[TrainState, list[dict], bytes | None]:
+  """Reads a checkpoint into the structure, shapes and shardings of `like`, on any number of devices.
 
   Args:
     folder: the run's folder.
     step: which checkpoint; see `latest`.
     like: a state of global arrays (or `jax.ShapeDtypeStruct` with shardings) in the wanted layout.
+    cast: whether arrays of another dtype are converted; else they are refused.
 
   Returns:
-    The state, and the `info` and the stream position (or None) that were given to `save`.
+    The state, and the rows and the stream position (or None) that were given to `save`.
+
+  Raises:
+    CheckpointError: when the checkpoint is damaged or does not fit; it names the array.
   """
-  path = _path(folder, step)
-  fields = like._asdict()
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    for name, tree in _items(like).items():
-      abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain_keys(tree))
-      try:
-        plain = checkpointer.restore(path.absolute() / name, args=ocp.args.StandardRestore(abstract))
-      except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / name} does not fit this task: {error}") from error
-      fields |= jax.tree.map(lambda leaf, old: jax.random.wrap_key_data(leaf) if _is_key(old) else leaf, plain, tree)
+  path = _checked(folder, step)
+  saved = _read_manifest(path)["parts"]
+  fields = {}
+  for name, tree in _parts(like).items():
+    fields |= _restore_part(path, name, tree, saved[name], cast)
   position = path / "position"
-  return TrainState(**fields), _read_manifest(path)["info"], position.read_bytes() if position.exists() else None
+  rows = files.loads((path / "rows.json").read_text(encoding="utf-8"))
+  return TrainState(**fields), rows, position.read_bytes() if position.exists() else None
 
 
-def load_params(folder, step: int | None = None, *, field: str = "params") -> Any:
-  """Reads the parameters alone, as NumPy arrays in nested dicts, without building the task.
+def load_params(folder, step: int | None = None, *, field: str = "params", dtype=None) -> Any:
+  """Reads the parameters alone, as NumPy arrays in the structure that was saved, without building the task.
+
+  NamedTuples come back as their own class where it is imported already; nodes of classes that only JAX's registry
+  knows come back as dicts.
 
   Args:
     folder: the run's folder.
     step: which checkpoint; the newest good one by default.
     field: `params`, or `extra` for what is not differentiated.
+    dtype: what floating-point arrays are cast to; None keeps them.
 
   Raises:
-    CheckpointError: when there is no good checkpoint.
+    CheckpointError: when there is no good checkpoint, or the one asked for is damaged.
   """
+  if field not in ("params", "extra"):
+    raise ValueError(f"field must be params or extra, got {field!r}.")
   step = latest(folder) if step is None else step
   if step is None:
     raise CheckpointError(f"no good checkpoint in {folder}.")
-  path = (_path(folder, step) / field).absolute()
-  if not path.exists():
-    return {}
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    item = checkpointer.metadata(path).item_metadata
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item.tree)
-    return checkpointer.restore(path, restore_args=arguments)[field]
+  path = _checked(folder, step)
+  saved = _read_manifest(path)["parts"][field]
+  stored = {}
+  if any(0 not in shape for _, shape in saved["leaves"]):
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      item = checkpointer.metadata((path / field).absolute()).item_metadata
+      arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item.tree)
+      stored = checkpointer.restore((path / field).absolute(), restore_args=arguments)
+  leaves = [_loaded(stored.get(str(index)), *kind, dtype) for index, kind in enumerate(saved["leaves"])]
+  return structure.decode(saved["structure"], leaves)[field]
 
 
 def predict(task, folder, inputs, *, step: int | None = None):
-  """The task's predictions for `inputs` with the parameters of a checkpoint (the newest good one by default)."""
+  """The task's predictions for `inputs` with the parameters of a checkpoint.
+
+  Args:
+    task: the task that was trained.
+    folder: the run's folder, or `<folder>/best`.
+    inputs: as `task.predict` takes them.
+    step: which checkpoint; the newest good one by default.
+
+  Raises:
+    CheckpointError: when there is no good checkpoint or it does not fit the task.
+    ValueError: when the task does not say how to predict.
+  """
   if task.predict is None:
     raise ValueError("this task does not say how to predict.")
   params, extra = load_params(folder, step), load_params(folder, step, field="extra")
+  like = jax.eval_shape(lambda: task.init(jax.random.key(0), dict(task.hparams)))
+  for name, tree, wanted in (("params", params, like.params), ("extra", extra, like.extra)):
+    _check_fit(name, *structure.encode({name: wanted}), *structure.encode({name: tree}))
+  params, extra = (jax.tree.unflatten(jax.tree.structure(wanted), structure.encode(tree)[1])
+                   for tree, wanted in ((params, like.params), (extra, like.extra)))  # fmt: skip
   return jax.jit(task.predict)(TrainState(np.int32(0), None, params, extra), inputs)
 
 
-def _items(state: TrainState) -> dict[str, dict]:
-  """What is stored apart, so that parameters can be read alone; orbax stores no empty tree."""
+def _restore_part(path, name: str, tree, saved: dict, cast: bool):
+  shape, leaves = structure.encode(tree)
+  described = [structure.describe(leaf) for leaf in leaves]
+  _compare(name, shape, described, saved["structure"], saved["leaves"], cast)
+  wanted = [ocp.utils.to_shape_dtype_struct(structure.array_of(leaf)) for leaf in leaves]
+  abstract = {
+    str(index): leaf if described[index][0] in structure.KEYS else _with_dtype(leaf, saved["leaves"][index][0])
+    for index, leaf in enumerate(wanted)
+    if 0 not in leaf.shape
+  }
+  stored = {}
+  if abstract:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+      stored = checkpointer.restore(path.absolute() / name, args=ocp.args.StandardRestore(abstract))
+  restored = []
+  for index, (leaf, old) in enumerate(zip(wanted, leaves)):
+    array = stored.get(str(index))
+    if array is None:
+      array = jax.device_put(np.zeros(leaf.shape, leaf.dtype), getattr(leaf, "sharding", None))
+    if structure.is_key(old):
+      restored.append(jax.random.wrap_key_data(array, impl=structure.KEYS[described[index][0]]))
+    else:
+      restored.append(array.astype(leaf.dtype) if array.dtype != leaf.dtype else array)
+  return jax.tree.unflatten(jax.tree.structure(tree), restored)
+
+
+def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: str):
+  return jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype), sharding=leaf.sharding)
+
+
+def _check_fit(name, shape, leaves, saved_shape, saved_leaves) -> None:
+  described = lambda leaves: [structure.describe(leaf) for leaf in leaves]
+  _compare(name, shape, described(leaves), saved_shape, described(saved_leaves), cast=False)
+
+
+def _compare(name, shape, leaves, saved_shape, saved_leaves, cast: bool) -> None:
+  """Refuses a checkpoint that does not fit, with the place and both sides."""
+  plain = lambda value: json.loads(json.dumps(value))
+  if _without_classes(plain(shape)) != _without_classes(plain(saved_shape)):
+    raise CheckpointError(f"the checkpoint's {name} have another structure than this task's.")
+  for index, (new, old) in enumerate(zip(leaves, saved_leaves)):
+    same = list(new[1]) == list(old[1]) if cast else list(new) == list(old)
+    if not same:
+      place = _place(shape, index)
+      raise CheckpointError(
+        f"{place} is {old[0]}{list(old[1])} in the checkpoint and {new[0]}{list(new[1])} in this task."
+        + (" Restore with cast=True to convert it." if list(new[1]) == list(old[1]) else "")
+      )
+
+
+def _without_classes(shape):
+  """A structure without the names of NamedTuples' modules: a class may have moved."""
+  if isinstance(shape, dict):
+    return {k: v[1:] if k == "namedtuple" else _without_classes(v) for k, v in shape.items()}
+  return [_without_classes(each) for each in shape] if isinstance(shape, list) else shape
+
+
+def _place(shape, index: int) -> str:
+  tree = structure.decode(shape, list(range(1 << 20)))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if leaf == index:
+      return jax.tree_util.keystr(path, simple=True, separator="/")
+  return f"array {index}"
+
+
+def _loaded(array, kind: str, shape, dtype):
+  if array is None:
+    return np.zeros(shape, np.dtype(kind))
+  if kind in structure.KEYS:
+    return jax.random.wrap_key_data(array, impl=structure.KEYS[kind])
+  return array.astype(dtype) if dtype is not None and jax.numpy.issubdtype(array.dtype, np.floating) else array
+
+
+def _parts(state: TrainState) -> dict[str, dict]:
+  """What is stored apart, so that parameters can be read alone."""
   fields = state._asdict()
-  items = {name: {name: fields.pop(name)} for name in ("params", "extra")} | {"rest": fields}
-  return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+  return {name: {name: fields.pop(name)} for name in ("params", "extra")} | {"rest": fields}
+
+
+def _stored(leaves: list) -> dict[str, Any]:
+  """What orbax stores: it knows no arrays without entries, whose shape the manifest has."""
+  arrays = {str(index): structure.array_of(leaf) for index, leaf in enumerate(leaves)}
+  return {name: array for name, array in arrays.items() if 0 not in np.shape(array)}
+
+
+def _checked(folder, step: int) -> pathlib.Path:
+  problem = defect(folder, step)
+  if problem is not None:
+    raise CheckpointError(f"the checkpoint of step {step} in {folder} cannot be read: {problem}.")
+  return _path(folder, step)
 
 
 def _path(folder, step: int) -> pathlib.Path:
   return pathlib.Path(folder) / "checkpoints" / f"{step:09d}"
 
 
-def _is_key(leaf) -> bool:
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _retain(folder, newest: int, keep: int) -> None:
+  """Deletes what is damaged, and all but the newest good checkpoints; the one just written is known to be good."""
+  good = 0
+  for step in reversed(steps(folder)):
+    whole = step == newest or (step < newest and defect(folder, step) is None)
+    good += whole
+    if not whole or good > keep:
+      _delete(_path(folder, step))
 
 
-def _plain_keys(tree):
-  def plain(leaf):
-    if not _is_key(leaf):
-      return leaf
-    return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
-
-  return jax.tree.map(plain, tree)
+def _delete(path: pathlib.Path) -> None:
+  with contextlib.suppress(OSError):
+    (path / "manifest.json").unlink()  # first, so that a half-deleted checkpoint counts as unfinished
+  shutil.rmtree(path, ignore_errors=True)
 
 
-def _write_manifest(path: pathlib.Path, info: dict) -> None:
-  files = sorted(file for file in path.rglob("*") if file.is_file())
-  listed = {str(file.relative_to(path)): [file.stat().st_size, _file_crc(file)] for file in files}
-  body = json.dumps({"info": info, "files": listed})
-  for file in files:
-    _sync(file)
-  temporary = path / "manifest.tmp"
-  temporary.write_text(f"{_crc(body.encode())}\n{body}")
-  _sync(temporary)
-  os.replace(temporary, path / "manifest.json")
-  _sync(path)
+def _write_manifest(path: pathlib.Path, step: int, parts: dict) -> None:
+  written = sorted(file for file in path.rglob("*") if file.is_file())
+  listed = {str(file.relative_to(path)): [file.stat().st_size, files.file_crc(file)] for file in written}
+  body = json.dumps({"step": step, "parts": parts, "files": listed})
+  for file in written:
+    files.sync(file)
+  files.replace(path / "manifest.json", f"{files.crc(body.encode())}\n{body}".encode())
 
 
 def _read_manifest(path: pathlib.Path) -> dict:
-  crc, _, body = (path / "manifest.json").read_text().partition("\n")
-  if int(crc) != _crc(body.encode()):
+  crc, _, body = (path / "manifest.json").read_text(encoding="utf-8").partition("\n")
+  if int(crc) != files.crc(body.encode()):
     raise ValueError("damaged manifest")
   return json.loads(body)
-
-
-def _sync(path: pathlib.Path) -> None:
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
-
-
-def _crc(data: bytes, start: int = 0) -> int:
-  return zlib.crc32(data, start)
-
-
-def _file_crc(path: pathlib.Path) -> int:
-  value = 0
-  with open(path, "rb") as file:
-    while block := file.read(1 << 22):
-      value = _crc(block, value)
-  return value
 
 
 def _barrier(name: str) -> None:

@@ -1,25 +1,55 @@
-"""The record of a run: one JSON object per line is authoritative, TensorBoard event files are written from it."""
+"""The record of a run: one JSON object per line with a chained checksum; TensorBoard files are written from it."""
 
-import json
 import os
 import pathlib
 import shutil
 
+from jaxreg.training import files
 from jaxreg.training.mesh import is_main
 
-__all__ = ["MetricsLog", "read_metrics"]
+__all__ = ["DamagedLogError", "MetricsLog", "read_metrics"]
+
+
+class DamagedLogError(ValueError):
+  """A line of a run's metrics is not what was written."""
 
 
 def read_metrics(folder) -> list[dict]:
-  """The rows of a run's `metrics.jsonl`, in order; a torn last line (the writer was killed) is left out."""
+  """The rows of a run's `metrics.jsonl`, in order; a torn last line (the writer was killed) is left out.
+
+  Raises:
+    DamagedLogError: when a line before the last is lost, doubled or changed; it names the file and the line. `fit`
+      repairs the file from the checkpoint that it resumes from.
+  """
   path = pathlib.Path(folder) / "metrics.jsonl"
-  rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+  lines = path.read_bytes().split(b"\n") if path.exists() else []
+  rows, chain = [], 0
+  for number, line in enumerate(filter(None, lines), 1):
+    row, chain = _checked(line, chain)
+    if row is None:
+      if number == sum(map(bool, lines)) and lines[-1]:  # no end of line: it was being written
+        break
+      raise DamagedLogError(f"line {number} of {path} is not what was written, or one before it is lost.")
+    rows.append(row)
   return rows
+
+
+def _line(row: dict, chain: int) -> tuple[str, int]:
+  """A row as a line that ends in a checksum of itself and all lines before it."""
+  body = files.dumps(row)
+  chain = files.crc(body.encode(), chain)
+  return f'{body[:-1]}, "crc": {chain}}}\n', chain
+
+
+def _checked(line: bytes, chain: int) -> tuple[dict | None, int]:
+  body, mark, end = line.rpartition(b', "crc": ')
+  try:
+    row = files.loads(body.decode() + "}")
+    expected = int(end[:-1])
+  except (ValueError, UnicodeDecodeError):
+    return None, chain
+  found = files.crc(body + b"}", chain)
+  return (row if mark and end[-1:] == b"}" and found == expected else None), expected
 
 
 class MetricsLog:
@@ -27,23 +57,21 @@ class MetricsLog:
 
   Args:
     folder: the run's folder, or None.
-    step: rows after this step belong to work that a resumed run will do again, and are cut.
+    rows: the rows so far, as the checkpoint has them; whatever else is in the file belongs to work that is done again.
     tensorboard: whether to write event files to `<folder>/tensorboard`.
   """
 
-  def __init__(self, folder=None, *, step: int = 0, tensorboard: bool = True):
-    self._file, self._events = None, None
-    if folder is None:
-      self.rows = []
+  def __init__(self, folder=None, *, rows: list[dict] | None = None, tensorboard: bool = True):
+    self.rows, self._file, self._events, self._chain = list(rows or []), None, None, 0
+    if folder is None or not is_main():
       return
     folder = pathlib.Path(folder)
-    self.rows = [row for row in read_metrics(folder) if row["step"] <= step]
-    if not is_main():
-      return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "metrics.tmp"
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-    os.replace(temporary, folder / "metrics.jsonl")
+    text = ""
+    for row in self.rows:
+      line, self._chain = _line(row, self._chain)
+      text += line
+    files.replace(folder / "metrics.jsonl", text.encode())
     self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed by close()
     if tensorboard:
       import tensorboardX
@@ -57,12 +85,13 @@ class MetricsLog:
     """Adds one row; it must have a `"step"` larger than the last one's."""
     self.rows.append(row)
     if self._file is not None:
-      self._file.write(json.dumps(row) + "\n")
+      line, self._chain = _line(row, self._chain)
+      self._file.write(line)
       self._file.flush()
     self._write_events(row)
 
   def sync(self) -> None:
-    """Forces all rows to disk; called before a checkpoint that relies on them."""
+    """Forces all rows to disk."""
     if self._file is not None:
       os.fsync(self._file.fileno())
 

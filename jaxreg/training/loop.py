@@ -75,6 +75,8 @@ def run_chunk(
     return state, jax.tree.map(jnp.add, totals, metrics), finite
 
   shapes = jax.eval_shape(lambda: task.step(state, constrain(batch_at(0)), hparams)[1])
+  if "loss" not in shapes:
+    raise ValueError(f"a task's step must return a metric named loss, got {sorted(shapes)}.")
   totals = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes)
   state, totals, finite = jax.lax.fori_loop(0, count, body, (state, totals, jnp.int32(0)))
   return state, jax.tree.map(lambda x: x / count, totals), finite

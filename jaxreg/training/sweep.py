@@ -1,33 +1,29 @@
-"""`sweep`: many runs of one task as one compiled program, over all devices, resumable chunk by chunk of trials."""
+"""`sweep`: many runs of one task as one compiled program, over all devices, resumable piece by piece."""
 
-import concurrent.futures
-import dataclasses
-import functools
-import hashlib
-import itertools
-import json
+import csv
 import os
 import pathlib
 import time
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
+from jaxreg.training import files, identity, program
+from jaxreg.training import hparams as hparams_lib
 from jaxreg.training import mesh as mesh_lib
-from jaxreg.training.fit import merge_hparams
-from jaxreg.training.loop import run_chunk
+from jaxreg.training.archive import Archive, trial_keys
+from jaxreg.training.fit import check_seed
 from jaxreg.training.progress import progress_bar
 from jaxreg.training.task import Task
 
-__all__ = ["ENGINES", "SweepResult", "grid", "sweep", "sweep_settings"]
+__all__ = ["ENGINES", "SweepResult", "sweep", "sweep_settings"]
 
 ENGINES = ("auto", "vmap", "map")
+PIECE_SECONDS = 30.0  # a killed sweep loses at most about this much work
 
 
 class SweepResult(NamedTuple):
@@ -40,6 +36,7 @@ class SweepResult(NamedTuple):
     metrics: name -> `[trials, evaluations]`: training metrics averaged since the evaluation before, and `evaluate`'s.
     diverged_at: int `[trials]`, the first step with a non-finite loss, or -1.
     params: the trained parameters with a leading axis of trials if asked for, else None.
+    extra: what else was trained or counted, with the parameters.
     engine: the engine that ran.
     seconds: wall time, of which `compile_seconds` went into compiling and measuring engines.
     compile_seconds: see there.
@@ -51,6 +48,7 @@ class SweepResult(NamedTuple):
   metrics: dict[str, np.ndarray]
   diverged_at: np.ndarray
   params: Any
+  extra: Any
   engine: str
   seconds: float
   compile_seconds: float
@@ -59,6 +57,17 @@ class SweepResult(NamedTuple):
     """A metric as `[points, seeds, evaluations]`."""
     values = self.metrics[name]
     return values.reshape(-1, len(np.unique(self.seeds)), values.shape[-1])
+
+  def select(self, metric: str, *, maximize: bool = True) -> dict[str, float]:
+    """The hyperparameters whose mean over seeds of a metric at the last evaluation is best.
+
+    A seed whose run diverged counts as the worst value. To select on validation data, name a validation metric.
+    """
+    sign = 1 if maximize else -1
+    last = np.where(self.diverged_at >= 0, -np.inf, sign * self.metrics[metric][:, -1].astype(np.float64))
+    seeds = len(np.unique(self.seeds))
+    scores = np.where(np.isnan(last), -np.inf, last).reshape(-1, seeds).mean(1)
+    return {name: value[seeds * int(np.argmax(scores))].item() for name, value in self.hparams.items()}
 
   def rows(self) -> list[dict]:
     """One flat dict per trial and evaluation."""
@@ -74,15 +83,21 @@ class SweepResult(NamedTuple):
       for index, step in enumerate(self.steps)
     ]
 
+  def to_csv(self, path) -> None:
+    """Writes `rows` as a CSV file."""
+    rows = self.rows()
+    with open(path, "w", newline="", encoding="utf-8") as file:
+      writer = csv.DictWriter(file, list(rows[0]))
+      writer.writeheader()
+      writer.writerows(rows)
 
-def grid(**values: Sequence) -> dict[str, np.ndarray]:
-  """All combinations of hyperparameter values, as equally long arrays.
-
-  >>> grid(learning_rate=[0.1, 0.2], weight=[1.0, 2.0, 3.0])["weight"].tolist()
-  [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]
-  """
-  points = list(itertools.product(*values.values()))
-  return {name: np.asarray([point[i] for point in points]) for i, name in enumerate(values)}
+  def to_dataframe(self):
+    """`rows` as a pandas DataFrame; pandas is not installed with jaxreg."""
+    try:
+      import pandas
+    except ImportError as error:
+      raise ImportError("to_dataframe needs pandas: pip install pandas. Without it, use rows() or to_csv().") from error
+    return pandas.DataFrame(self.rows())
 
 
 def sweep(
@@ -107,7 +122,10 @@ def sweep(
   alone by `fit` (with `lanes = 1`). The `vmap` engine runs them together; it draws the same keys and batches and agrees
   to rounding over the first steps. A diverging trial does not disturb the others.
 
-  >>> from jaxreg.training import examples
+  In a folder, finished trials are kept in pieces of half a minute. The same sweep takes them up again, also with more
+  points or seeds; another experiment (`identity`) is refused.
+
+  >>> from jaxreg.training import examples, grid
   >>> result = sweep(examples.least_squares(), grid(learning_rate=[0.01, 0.05]), seeds=[0, 1], steps=100,
   ...                engine="vmap", progress=False)
   >>> print(result.metrics["distance"].shape, result.hparams["learning_rate"])
@@ -116,17 +134,18 @@ def sweep(
   Args:
     task: what to train; its `data` must be arrays.
     points: name -> values of equal length (see `grid`); other hyperparameters keep the task's defaults.
-    seeds: seeds of the runs' keys.
+    seeds: different seeds of the runs' keys, in [0, 2**32).
     steps: steps per trial.
     eval_every: steps between evaluations, a divisor of `steps`; default `steps`.
     engine: `vmap` (together; best on accelerators), `map` (in turn; best on a CPU, above all for convolutions), or
-      `auto`, which times both on a few steps.
+      `auto`: the one that a rule picks from the cost of a step, or where that does not say, the faster one on a few
+      steps.
     lanes: trials that the `map` engine vectorises at a time.
     mesh: a mesh with the axis `trial`; all devices by default.
-    memory_budget: bytes per device that a chunk of trials may use; by default two thirds of what the device reports,
-      or of the machine's free memory divided by the number of local devices.
-    folder: where finished chunks are kept, to be skipped when the same sweep is run again; None keeps nothing.
-    keep_params: whether to return the trained parameters.
+    memory_budget: bytes per device that the trials running at a time may use; by default two thirds of what the device
+      reports, or of the machine's free memory divided by the number of local devices.
+    folder: where finished trials are kept; None keeps nothing.
+    keep_params: whether to return the trained parameters and the extra state.
     progress: whether to show a progress bar.
     label: what the progress bar says.
 
@@ -134,58 +153,50 @@ def sweep(
     A `SweepResult`.
 
   Raises:
-    ValueError: when an argument is out of range.
+    FolderError: when the folder cannot be written, or another process is writing to it.
+    ValueError: when an argument is out of range, or the folder holds another experiment.
   """
   began = time.perf_counter()
+  seeds = _check(task, seeds, steps, eval_every, engine, lanes, memory_budget)
   eval_every = eval_every or steps
-  if callable(task.data):
-    raise ValueError("sweep needs data as arrays; a stream can only be read by one run at a time, use fit.")
-  if steps < 1 or steps % eval_every:
-    raise ValueError(f"eval_every must be a positive divisor of steps = {steps}, got {eval_every}.")
-  if engine not in ENGINES:
-    raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
   mesh = mesh or mesh_lib.trial_mesh()
-  hparams, trial_seeds = _trials(task, points, seeds)
-  data = mesh_lib.replicate(task.data, mesh)
-  archive = _Archive(folder, _fingerprint(label, task, hparams, trial_seeds, steps, eval_every, keep_params))
-  total = len(trial_seeds)
-  pending = np.setdiff1d(np.arange(total), archive.done)
-  compile_seconds = 0.0
-  if pending.size:
-    clock = time.perf_counter()
-    if engine == "auto":
+  columns = hparams_lib.columns(task, points)
+  if not len(next(iter(columns.values()), [0])):
+    raise ValueError("a sweep needs at least one point.")
+  batch, key = identity.batch_shapes(task), jax.eval_shape(lambda: jax.random.key(0))
+  hparams_lib.check_domains(task, columns, (key, identity.as_structs(batch)))
+  count = len(next(iter(columns.values()), [0]))
+  hparams = {name: np.repeat(value, len(seeds)) for name, value in columns.items()}
+  trial_seeds = np.tile(np.asarray(seeds, np.uint32), count)
+  if folder is not None:
+    first = {name: value[0] for name, value in columns.items()}
+    run = {"kind": "sweep", "steps": steps, "eval_every": eval_every, **identity.of_task(task, first, batch)}
+  with files.lock(folder):
+    if folder is not None:
+      identity.claim(folder, run)
+    archive = Archive(folder, ("params/0",) if keep_params else ())
+    keys = trial_keys(hparams, trial_seeds)
+    pending = np.array([index for index, key in enumerate(keys) if key not in archive], int)
+    compile_seconds = 0.0
+    if pending.size:
       trials = {name: value[pending] for name, value in hparams.items()}, trial_seeds[pending]
-      engine = _measure_engines(task, *trials, data, mesh, lanes, eval_every, memory_budget)
-    size = _chunk_size(task, engine, mesh, lanes, eval_every, pending.size, memory_budget)
-    _compile_side_by_side((_lowered, task, engine, mesh, lanes, eval_every, size), (_lowered_init, task, mesh, size))
-    compile_seconds = time.perf_counter() - clock
-    run = functools.partial(_run_trials, task, engine, mesh, lanes, steps, eval_every, data, keep_params)
-    evaluations = steps // eval_every
-    chunks = [pending[start : start + size] for start in range(0, pending.size, size)]
-    with progress_bar(
-      total * evaluations, len(archive.done) * evaluations, show=progress, label=label, unit="trial part"
-    ) as advance:
-      for chunk in chunks:
-        # The last chunk is padded with copies of its first trial, so that every chunk runs the same program.
-        padded = np.concatenate([chunk, np.full(size - chunk.size, chunk[0])])
-        parts = run(
-          {name: value[padded] for name, value in hparams.items()},
-          trial_seeds[padded],
-          lambda count=chunk.size: advance(count),
-        )
-        archive.add(chunk, jax.tree.map(lambda x, n=chunk.size: x[:n], parts))
-  metrics, diverged_at, leaves = archive.collect(total)
-  params = None
-  if keep_params:
-    shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), merge_hparams(task, None))).params
-    params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+      runner = _Runner(task, mesh, lanes, steps, eval_every, memory_budget, keep_params, *trials)
+      evaluations = steps // eval_every
+      total, done = len(keys) * evaluations, (len(keys) - pending.size) * evaluations
+      with progress_bar(total, done, show=progress, label=label, unit="trial part") as advance:
+        engine, compile_seconds = runner.prepare(engine, batch, paced=folder is not None)
+        for part, results in runner.pieces(advance):
+          archive.add({name: value[part] for name, value in trials[0].items()}, trials[1][part], results)
+    collected = archive.collect(keys)
+  params, extra = _trained(task, collected) if keep_params else (None, None)
   return SweepResult(
     hparams=hparams,
     seeds=trial_seeds,
     steps=np.arange(eval_every, steps + 1, eval_every),
-    metrics=metrics,
-    diverged_at=diverged_at,
+    metrics={name[7:]: value for name, value in collected.items() if name.startswith("metric/")},
+    diverged_at=collected["diverged_at"],
     params=params,
+    extra=extra,
     engine=engine,
     seconds=time.perf_counter() - began,
     compile_seconds=compile_seconds,
@@ -193,150 +204,201 @@ def sweep(
 
 
 def sweep_settings(settings: Mapping[str, tuple[Task, Mapping]], *, folder=None, **options) -> dict[str, SweepResult]:
-  """The outer loop over static settings: one `sweep`, and one compilation, for each named (task, points)."""
+  """The outer loop over static settings: one `sweep`, and one compilation, for each named (task, points).
+
+  Args:
+    settings: name -> (task, points).
+    folder: each setting's trials go to a folder of its name inside of it.
+    **options: of `sweep`.
+  """
   return {
     name: sweep(task, points, folder=None if folder is None else pathlib.Path(folder) / name, label=name, **options)
     for name, (task, points) in settings.items()
   }
 
 
-def _trials(task: Task, points: Mapping[str, Sequence], seeds: Sequence[int]):
-  lengths = {name: len(value) for name, value in points.items()}
-  if len(set(lengths.values())) > 1:
-    raise ValueError(f"points must be equally long, got {lengths}; grid(...) makes all combinations.")
-  if not len(seeds) or 0 in lengths.values():
-    raise ValueError("a sweep needs at least one point and one seed.")
-  defaults = merge_hparams(task, {name: value[0] for name, value in points.items()})
-  count = next(iter(lengths.values()), 1)
-  columns = {
-    name: np.asarray(points[name], value.dtype) if name in points else np.full(count, value)
-    for name, value in defaults.items()
-  }
-  hparams = {name: np.repeat(value, len(seeds)) for name, value in columns.items()}
-  return hparams, np.tile(np.asarray(seeds, np.uint32), count)
+def _check(task, seeds, steps, eval_every, engine, lanes, memory_budget) -> list[int]:
+  if callable(task.data):
+    raise ValueError("sweep needs data as arrays; a stream can only be read by one run at a time, use fit.")
+  for name, value in (("steps", steps), ("lanes", lanes)):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+      raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+  if eval_every is not None and (eval_every < 1 or steps % eval_every):
+    raise ValueError(f"eval_every must be a positive divisor of steps = {steps}, got {eval_every}.")
+  if engine not in ENGINES:
+    raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}.")
+  if memory_budget is not None and memory_budget <= 0:
+    raise ValueError(f"memory_budget must be positive, got {memory_budget}.")
+  if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Iterable):
+    raise ValueError(f"seeds must be a sequence of integers, such as range(5), got {seeds!r}.")
+  seeds = list(seeds)
+  for seed in seeds:
+    check_seed(seed)
+  if not seeds or len(set(seeds)) < len(seeds):
+    raise ValueError(f"seeds must be one or more different integers, got {seeds}.")
+  return seeds
 
 
-def _program(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int):
-  """The function of all trials that an engine runs: `(state, hparams, (data, count)) -> (state, metrics, diverged)`."""
-
-  def advance(state, hparams, shared):
-    data, count = shared
-    start = state.step
-    state, metrics, finite = run_chunk(task, state, data, hparams, steps, count=count)
-    diverged_at = jnp.where(finite < count, start + finite + 1, -1)
-    measured = {} if task.evaluate is None else task.evaluate(state, hparams)
-    return state, {**metrics, **measured}, diverged_at
-
-  return jax.vmap(advance, in_axes=(0, 0, None)) if engine == "vmap" else _mapped(advance, mesh, lanes)
+def _trained(task: Task, collected):
+  """The parameters and the extra state of all trials, in the structure of the state."""
+  shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), hparams_lib.merge(task)))
+  result = []
+  for name in ("params", "extra"):
+    structure = jax.tree.structure(getattr(shapes, name))
+    result.append(jax.tree.unflatten(structure, [collected[f"{name}/{i}"] for i in range(structure.num_leaves)]))
+  return result
 
 
-def _mapped(function, mesh: Mesh, lanes: int):
-  """`function(first, second, shared)` for every trial in turn; without shard_map every device would run every trial."""
+class _Runner:
+  """Trials that are still to be run, and the compiled programs that run them."""
 
-  def mapped(first, second, shared):
-    one = lambda pair: function(*pair, shared)
-    return jax.lax.map(one, (first, second), batch_size=lanes if lanes > 1 else None)
+  def __init__(self, task, mesh, lanes, steps, eval_every, memory_budget, keep_params, hparams, seeds):
+    self._task, self._mesh, self._lanes, self._steps, self._eval_every = task, mesh, lanes, steps, eval_every
+    self._budget, self._keep_params, self._hparams, self._seeds = memory_budget, keep_params, hparams, seeds
+    self._kinds = tuple(sorted((name, str(value.dtype)) for name, value in hparams.items()))
+    self._data = mesh_lib.replicate(dict(task.data), mesh)
 
-  trial, everywhere = PartitionSpec("trial"), PartitionSpec()
-  return jax.shard_map(mapped, mesh=mesh, in_specs=(trial, trial, everywhere), out_specs=trial, check_vma=False)
+  def prepare(self, engine: str, batch, *, paced: bool) -> tuple[str, float]:
+    """Chooses the engine and how many trials run at a time, and compiles; returns the engine and the seconds."""
+    began = time.perf_counter()
+    self._pace = None  # seconds that one trial of each device takes
+    if engine == "auto":
+      engine = _engine_by_rule(self._task, batch, self._mesh) or self._faster_engine()
+    self._engine = engine
+    self._size = self._fitting_size(len(self._seeds))
+    self._paced = paced
+    if paced and engine == "vmap":
+      self._shrink_to_pace()
+    return engine, time.perf_counter() - began
+
+  def pieces(self, advance_bar):
+    """Yields `(indices, results)` of finished trials; a first small piece tells how many make up a piece's time."""
+    devices, start = self._mesh.size, 0
+    while start < len(self._seeds):
+      each = self._size // devices
+      if self._paced and self._in_turn():
+        each = 1 if self._pace is None else int(np.clip(PIECE_SECONDS / max(self._pace, 1e-9), 1, each))
+      # Equal pieces waste less than full ones and a short rest.
+      rest = -(-(len(self._seeds) - start) // devices)
+      each = -(-rest // -(-rest // each)) if self._pace is not None or not self._paced else each
+      part = np.arange(start, min(start + each * devices, len(self._seeds)))
+      began = time.perf_counter()
+      results = self._run(part, each, lambda part=part: advance_bar(len(part)))
+      pace = (time.perf_counter() - began) / each
+      self._pace = float(mesh_lib.synchronize(np.float64(pace)))
+      yield part, results
+      start += len(part)
+
+  def _in_turn(self) -> bool:
+    return self._engine == "map" and self._lanes == 1
+
+  def _arguments(self, size: int, engine: str | None = None):
+    name = engine or self._engine
+    state = (program.lowered_init, self._task, self._mesh, size, self._kinds)
+    return state, (program.lowered_engine, *state[1:], name, self._lanes, self._eval_every)
+
+  def _start(self, size: int, each: int, part: np.ndarray):
+    """Initial states and hyperparameters; trial t of a piece is on device t modulo their number, the rest fills."""
+    places = np.zeros(size, int)
+    slots = np.arange(size).reshape(self._mesh.size, -1)
+    for index, trial in enumerate(part):
+      device, slot = index % self._mesh.size, index // self._mesh.size
+      places[slots[device, slot]] = trial
+    for device in range(self._mesh.size):
+      places[slots[device, -(-(len(part) - device) // self._mesh.size) :]] = part[0]
+    chosen = self._seeds[places], {name: value[places] for name, value in self._hparams.items()}
+    seeds, hparams = mesh_lib.shard(chosen, self._mesh, PartitionSpec("trial"))
+    where = [slots[index % self._mesh.size, index // self._mesh.size] for index in range(len(part))]
+    return program.compiled(*self._arguments(size)[0])(seeds, hparams), hparams, np.asarray(where)
+
+  def _run(self, part, each: int, advance_bar) -> dict[str, np.ndarray]:
+    advance = program.compiled(*self._arguments(self._size)[1])
+    state, hparams, where = self._start(self._size, each, part)
+    count, trials = mesh_lib.replicate((np.int32(self._eval_every), np.int32(each)), self._mesh)
+    metrics, diverged = [], []
+    for _ in range(self._steps // self._eval_every):
+      state, measured, diverged_at = jax.block_until_ready(advance(state, hparams, self._data, count, trials))
+      metrics.append(measured)
+      diverged.append(diverged_at)
+      advance_bar()
+    kept = {"params": state.params, "extra": state.extra} if self._keep_params else {}
+    metrics, diverged, kept, reached = mesh_lib.gather((metrics, diverged, kept, state.step))
+    if not (reached[where] == self._steps).all():
+      raise ValueError(
+        f"the task's step must return state.advance(…), but after {self._steps} steps it says otherwise."
+      )
+    diverged = np.stack(diverged, axis=1)[where]
+    results = {f"metric/{name}": np.stack([each[name] for each in metrics], axis=1)[where] for name in metrics[0]}
+    results["diverged_at"] = diverged[np.arange(len(diverged)), np.argmax(diverged >= 0, axis=1)]
+    for name, tree in kept.items():
+      results |= {f"{name}/{index}": leaf[where] for index, leaf in enumerate(jax.tree.leaves(tree))}
+    return results
+
+  def _fitting_size(self, count: int) -> int:
+    """How many trials run at a time without needing more memory than there is; compiles the program for them."""
+    multiple = self._mesh.size * self._lanes
+    size = _round_up(count, multiple)
+    budget = int(mesh_lib.synchronize(np.int64(self._budget or _free_memory())))
+    while True:
+      program.compile_side_by_side(*self._arguments(size))
+      need = program.needed_bytes(program.compiled(*self._arguments(size)[1]))
+      if need <= budget or size == multiple:
+        break
+      size = max(multiple, min(size // 2, int(size * budget / need)) // multiple * multiple)
+    if need > budget:
+      warnings.warn(
+        f"{self._lanes} trial(s) per device need {need} bytes, more than the budget of {budget}.", stacklevel=5
+      )
+    equal = _round_up(-(-count // -(-count // size)), multiple)
+    if equal != size:
+      program.compile_side_by_side(*self._arguments(equal))
+    return equal
+
+  def _time_steps(self, engine: str, size: int, steps: int) -> float:
+    """Seconds that some steps of `size` trials take, after a first one that touches the memory."""
+    advance, chosen = program.compiled(*self._arguments(size, engine)[1]), np.arange(size) % len(self._seeds)
+    trials = self._seeds[chosen], {name: value[chosen] for name, value in self._hparams.items()}
+    seeds, hparams = mesh_lib.shard(trials, self._mesh, PartitionSpec("trial"))
+    state = program.compiled(*self._arguments(size)[0])(seeds, hparams)
+    for count in (1, steps):
+      numbers = mesh_lib.replicate((np.int32(count), np.int32(size // self._mesh.size)), self._mesh)
+      began = time.perf_counter()
+      state, *_ = jax.block_until_ready(advance(state, hparams, self._data, *numbers))
+    return float(mesh_lib.synchronize(np.float64(time.perf_counter() - began)))
+
+  def _shrink_to_pace(self) -> None:
+    """Fewer trials at a time where all of them together would take longer than a piece may."""
+    steps = min(5, self._eval_every)
+    seconds = self._time_steps("vmap", self._size, steps) * self._steps / steps
+    if seconds > 2 * PIECE_SECONDS and self._size > self._mesh.size:
+      size = _round_up(int(self._size * PIECE_SECONDS / seconds) or 1, self._mesh.size)
+      if size < self._size:
+        self._size = self._fitting_size(size)
+
+  def _faster_engine(self, *, steps: int = 20) -> str:
+    """The engine whose program for these trials takes its first steps in less time per trial."""
+    self._engine, sizes = "map", {}
+    full = _round_up(len(self._seeds), self._mesh.size * self._lanes)
+    both = [self._arguments(full, engine)[1] for engine in ("vmap", "map")]
+    program.compile_side_by_side(self._arguments(full)[0], *both)
+    for engine in ("vmap", "map"):
+      self._engine = engine
+      sizes[engine] = self._fitting_size(len(self._seeds))
+    steps = min(steps, self._eval_every)
+    times = {engine: self._time_steps(engine, size, steps) / size for engine, size in sizes.items()}
+    return min(times, key=times.get)
 
 
-@functools.lru_cache(maxsize=32)
-def _lowered_init(task: Task, mesh: Mesh, size: int):
-  """The initial states of `size` trials, one after another for either engine."""
-  trial = NamedSharding(mesh, PartitionSpec("trial"))
-  init = lambda seed, hparams, _: task.init(jax.random.key(seed), hparams)
-  seeds = jax.ShapeDtypeStruct((size,), jnp.uint32, sharding=trial)
-  hparams = _hparams_like(task, trial, size)
-  return jax.jit(lambda *trials: _mapped(init, mesh, 1)(*trials, ()), out_shardings=trial).lower(seeds, hparams)
+def _engine_by_rule(task: Task, batch, mesh: Mesh) -> str | None:
+  """The engine that is faster in all that was measured for steps of this kind, or None where either may be.
 
-
-@functools.lru_cache(maxsize=32)
-def _lowered(task: Task, engine: str, mesh: Mesh, lanes: int, steps: int, size: int):
-  """An engine's program for `size` trials and at most `steps` steps."""
-  trial, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("trial",), ()))
-  like = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-  state = jax.tree.map(like(trial), _lowered_init(task, mesh, size).out_info)
-  shared = jax.tree.map(like(everywhere), jax.eval_shape(lambda: (jax.tree.map(jnp.asarray, task.data), jnp.int32(0))))
-  program = jax.jit(_program(task, engine, mesh, lanes, steps), out_shardings=trial, donate_argnums=0)
-  return program.lower(state, _hparams_like(task, trial, size), shared)
-
-
-def _hparams_like(task: Task, sharding, size: int):
-  defaults = merge_hparams(task, None)
-  return {name: jax.ShapeDtypeStruct((size,), value.dtype, sharding=sharding) for name, value in defaults.items()}
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(lowered: Callable, *arguments):
-  """A program ahead of time, so that its memory is known before it runs; cached for a second sweep."""
-  return lowered(*arguments).compile()
-
-
-def _compile_side_by_side(*programs) -> None:
-  """Compiles what `_compiled` will be asked for in as many threads; tracing stays in this one."""
-  for lowered, *arguments in programs:
-    lowered(*arguments)
-  with concurrent.futures.ThreadPoolExecutor(len(programs)) as pool:
-    list(pool.map(lambda program: _compiled(*program), programs))
-
-
-def _run_trials(task, engine, mesh, lanes, steps, eval_every, data, keep_params, hparams, seeds, advance_bar):
-  advance = _compiled(_lowered, task, engine, mesh, lanes, eval_every, len(seeds))
-  seeds, hparams = mesh_lib.shard((seeds, hparams), mesh, PartitionSpec("trial"))
-  shared = data, mesh_lib.replicate(np.int32(eval_every), mesh)
-  state, metrics, diverged = _compiled(_lowered_init, task, mesh, len(seeds))(seeds, hparams), [], []
-  for _ in range(steps // eval_every):
-    state, measured, diverged_at = jax.block_until_ready(advance(state, hparams, shared))
-    metrics.append(measured)
-    diverged.append(diverged_at)
-    advance_bar()
-  metrics, diverged, params = mesh_lib.gather((metrics, diverged, state.params if keep_params else ()))
-  stacked = jax.tree.map(lambda *values: np.stack(values, axis=1), *metrics)
-  diverged = np.stack(diverged, axis=1)
-  first = diverged[np.arange(len(diverged)), np.argmax(diverged >= 0, axis=1)]
-  return stacked, first, params
-
-
-def _measure_engines(task, hparams, seeds, data, mesh, lanes, eval_every, budget, *, steps: int = 20) -> str:
-  """The engine whose program for these trials takes its first steps in less time per trial."""
-  full = _round_up(len(seeds), mesh.size * lanes)
-  engines = ("vmap", "map")
-  _compile_side_by_side(
-    *((_lowered, task, engine, mesh, lanes, eval_every, full) for engine in engines), (_lowered_init, task, mesh, full)
-  )
-  times = []
-  for engine in engines:
-    size = _chunk_size(task, engine, mesh, lanes, eval_every, len(seeds), budget)
-    advance, init = _compiled(_lowered, task, engine, mesh, lanes, eval_every, size), _lowered_init
-    chosen = np.arange(size) % len(seeds)
-    trials = mesh_lib.shard((seeds[chosen], {n: v[chosen] for n, v in hparams.items()}), mesh, PartitionSpec("trial"))
-    state = _compiled(init, task, mesh, size)(*trials)
-    for count in (1, min(steps, eval_every)):  # the first run touches the memory
-      shared = data, mesh_lib.replicate(np.int32(count), mesh)
-      clock = time.perf_counter()
-      state, *_ = jax.block_until_ready(advance(state, trials[1], shared))
-      seconds = time.perf_counter() - clock
-    times.append(seconds / size)
-  # Hosts may measure differently but have to run the same program.
-  return engines[int(mesh_lib.synchronize(np.int64(np.argmin(times))))]
-
-
-def _chunk_size(task, engine, mesh, lanes, steps, count, budget) -> int:
-  """The most trials, a multiple of the mesh and the lanes, whose compiled program fits the memory budget."""
-  multiple = mesh.size * lanes
-  size = _round_up(count, multiple)
-  budget = int(mesh_lib.synchronize(np.int64(budget or _free_memory())))
-  while True:
-    memory = _compiled(_lowered, task, engine, mesh, lanes, steps, size).memory_analysis()
-    need = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    if need <= budget or size == multiple:
-      break
-    size = max(multiple, min(size // 2, int(size * budget / need)) // multiple * multiple)
-  if need > budget:
-    warnings.warn(f"{lanes} trial(s) per device need {need} bytes, more than the budget of {budget}.", stacklevel=3)
-  # Equal chunks waste less padding than full ones and a short rest.
-  return _round_up(-(-count // -(-count // size)), multiple)
+  On a CPU convolutions of trials side by side become grouped ones, which are slow, and so is whatever a step spends
+  much arithmetic on: in turn, a trial's data stay in the cache. On an accelerator trials side by side fill it.
+  """
+  flops, convolutions = program.step_cost(task, batch)
+  if mesh.devices.flat[0].platform != "cpu":
+    return None if convolutions else "vmap"
+  return "map" if convolutions or flops > 1e6 else None
 
 
 def _free_memory() -> int:
@@ -349,74 +411,3 @@ def _free_memory() -> int:
 
 def _round_up(count: int, multiple: int) -> int:
   return -(-count // multiple) * multiple
-
-
-def _fingerprint(label, task, hparams, seeds, steps, eval_every, keep_params) -> str:
-  shapes = jax.tree.map(lambda x: [str(np.asarray(x).dtype), np.shape(x)], dict(task.data))
-  content = [
-    label,
-    {n: v.tolist() for n, v in hparams.items()},
-    seeds.tolist(),
-    steps,
-    eval_every,
-    keep_params,
-    shapes,
-    task.batch_size,
-    dataclasses.astuple(task.computation),
-  ]
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class _Archive:
-  """Finished chunks of trials, in memory and, if there is a folder, in one `.npz` file each."""
-
-  def __init__(self, folder, fingerprint: str):
-    self._chunks, self._fingerprint = [], fingerprint
-    self._folder = None if folder is None else pathlib.Path(folder)
-    if self._folder is not None:
-      if mesh_lib.is_main():
-        self._folder.mkdir(parents=True, exist_ok=True)
-      self._read()
-    self.done = np.concatenate([ids for ids, _ in self._chunks] or [np.zeros(0, np.int64)])
-
-  def _read(self):
-    """Only the main process decides which files are good; the others read those."""
-    files = sorted(self._folder.glob("chunk-*.npz"))
-    good = [self._load(file) is not None for file in files] if mesh_lib.is_main() else []
-    bits = np.zeros(4096, np.int64)
-    bits[: len(good)] = good
-    bits = mesh_lib.synchronize(bits)
-    for file, ok in zip(files, bits):
-      if ok:
-        self._chunks.append(self._load(file))
-
-  def _load(self, file):
-    try:
-      with np.load(file, allow_pickle=False) as content:  # zip files carry a CRC-32 per array
-        if str(content["fingerprint"]) != self._fingerprint:
-          raise ValueError(f"{self._folder} holds another sweep; choose another folder or delete it.")
-        leaves = {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, OSError, KeyError, EOFError) as error:
-      warnings.warn(f"running the trials of {file} again: {error}.", stacklevel=2)
-      return None
-    return leaves["ids"], leaves
-
-  def add(self, ids, parts):
-    metrics, diverged_at, params = parts
-    leaves = {f"metric/{name}": value for name, value in metrics.items()}
-    leaves |= {f"params/{index}": leaf for index, leaf in enumerate(jax.tree.leaves(params))}
-    leaves |= {"ids": np.asarray(ids), "diverged_at": diverged_at, "fingerprint": np.array(self._fingerprint)}
-    self._chunks.append((np.asarray(ids), leaves))
-    if self._folder is not None and mesh_lib.is_main():
-      temporary = self._folder / "writing.npz"
-      np.savez(temporary, **leaves)
-      os.replace(temporary, self._folder / f"chunk-{int(ids[0]):06d}.npz")
-
-  def collect(self, total: int):
-    order = np.argsort(np.concatenate([ids for ids, _ in self._chunks]), kind="stable")
-    assert len(order) == total, (len(order), total)
-    names = [name for name in self._chunks[0][1] if name not in ("ids", "fingerprint")]
-    joined = {name: np.concatenate([leaves[name] for _, leaves in self._chunks])[order] for name in names}
-    metrics = {name.removeprefix("metric/"): value for name, value in joined.items() if name.startswith("metric/")}
-    params = [joined[f"params/{index}"] for index in range(sum(name.startswith("params/") for name in names))]
-    return metrics, joined["diverged_at"], params

@@ -191,7 +191,7 @@ _COMPUTATION = tuple(field.name for field in dataclasses.fields(Computation))
 def _check_data(data) -> None:
   if not isinstance(data, Mapping) or not data:
     raise ValueError(f"data must be a mapping of arrays or a function that opens a stream, got {type(data).__name__}.")
-  lengths = {name: {np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)} for name, value in data.items()}
-  if len(set().union(*lengths.values())) != 1 or any(() in shapes for shapes in lengths.values()):
-    listed = ", ".join(f"{name} {sorted(n for shape in shapes for n in shape)}" for name, shapes in lengths.items())
+  lengths = {name: np.shape(value)[:1] for name, value in data.items()}
+  if len(set(lengths.values())) != 1 or () in lengths.values():
+    listed = ", ".join(f"{name} {length[0] if length else 'no axis'}" for name, length in lengths.items())
     raise ValueError(f"the arrays of data must share their leading axis of examples, got lengths: {listed}.")

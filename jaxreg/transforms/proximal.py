@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.checks import check_hyperparameter, check_same_shape
-from jaxreg.regularizers.group_sparsity import resolve_groups, scale_groups, sum_groups
+from jaxreg.regularizers.groups import resolve_groups, scale_groups, sum_groups
 
 __all__ = ["ProximalState", "half_space_projection", "proximal"]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from jaxreg.data.errors import MissingDataError
 from jaxreg.data.stream import array_stream, read_tfds, tfds_stream
 from jaxreg.data.tfds_builder import write_tfds
-from jaxreg.training import Task, fit
+from jaxreg.training import fit, gradient_task
 
 COUNT = 23
 
@@ -323,12 +323,12 @@ def test_bad_arrays(folder):
 
 
 def classifier(folder):
-  def objective(params, extra, batch, key, hparams, axis_name):
+  def objective(params, extra, batch, context):
     inputs = batch["image"].reshape(len(batch["label"]), -1) / 255.0 - 0.5
     loss = optax.softmax_cross_entropy_with_integer_labels(inputs @ params, batch["label"]).mean()
     return loss, (extra, {})
 
-  return Task(
+  return gradient_task(
     init_params=lambda key, hparams: (0.01 * jax.random.normal(key, (32 * 32 * 3, 10)), ()),
     objective=objective,
     optimizer=lambda hparams: optax.sgd(hparams["learning_rate"]),

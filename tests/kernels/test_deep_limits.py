@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxreg.kernels import deep_limits as limits
+from jaxreg.kernels import deep_votes
 from jaxreg.kernels import dual_activations as duals
 from jaxreg.kernels.gradient_flow import kernel_classify, kernel_regression
 
@@ -142,7 +143,7 @@ def test_deep_cubic_network_is_the_nearest_neighbor_rule(x64, points):
   train, test, targets = points
   gram, cross = limits.sphere_gram(jnp.asarray(train)), limits.sphere_gram(jnp.asarray(test), jnp.asarray(train))
   kernel = lambda xi: limits.log_deep_kernels(jnp.log(xi), depth=8, coefficients=[0, 0, 0, 1.0])
-  nearest = limits.nearest_neighbor_vote(cross, jnp.asarray(targets))
+  nearest = deep_votes.nearest_neighbor_vote(cross, jnp.asarray(targets))
   for which in (0, 1):
     log_gram, log_cross = kernel(gram)[which], kernel(cross)[which]
     # The diagonals and the rows of the cross kernel may be scaled at will.
@@ -163,7 +164,7 @@ def test_majority_limit(x64, points, dual, depth):
   train, test, targets = (jnp.asarray(x) for x in points)
   gram, cross = limits.sphere_gram(train), limits.sphere_gram(test, train)
   kernel = jax.jit(functools.partial(limits.deep_ntk, depth=depth, dual=dual))
-  majority = limits.majority_vote(cross, targets)
+  majority = deep_votes.majority_vote(cross, targets)
   np.testing.assert_array_equal(predictions(kernel(gram), kernel(cross), targets), np.sign(majority))
 
 
@@ -182,7 +183,7 @@ def test_signs_approach_the_singular_vote(x64, points, name):
   train, test, targets = (jnp.asarray(x) for x in points)
   dual = of_name(name)
   gram, cross = limits.sphere_gram(train), limits.sphere_gram(test, train)
-  vote = limits.singular_vote(cross, targets, dual)
+  vote = deep_votes.singular_vote(cross, targets, dual)
   sure = np.abs(vote) > 1e-6
   for kernel, depth in ((limits.deep_nngp, 60), (limits.deep_ntk, 100)):
     # NTK off the diagonal falls as L A'^(2L), and its diagonal grows.
@@ -204,20 +205,6 @@ def test_permutation_and_rotation_leave_predictions_unchanged(x64, points):
   np.testing.assert_allclose(predict(train[order], test, targets[order]), expected, rtol=1e-9, atol=1e-12)
   rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))[0]
   np.testing.assert_allclose(predict(train @ rotation, test @ rotation, targets), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_hilbert_vote(x64):
-  xi = jnp.array([[0.5, 0.9, -1.0], [1.0, 0.2, 1.0], [1 - 1e-12, 0.2, 0.3]])
-  targets = jnp.array([1.0, -1.0, 3.0])
-  for exponent in (0.0, 2.0, 200.0):
-    got = limits.hilbert_vote(xi, targets, exponent=exponent)
-    weights = (2 - 2 * np.asarray(xi)[0]) ** (-exponent / 2)
-    np.testing.assert_allclose(got[0], weights @ targets / weights.sum(), rtol=1e-10)
-  assert got[1] == 2.0 and got[2] == 1.0  # the mean of two coinciding points; the nearest
-  many = limits.hilbert_vote(xi, jnp.stack([targets, -targets], 1), exponent=2.0)
-  np.testing.assert_allclose(many[:, 0], limits.hilbert_vote(xi, targets, exponent=2.0), rtol=1e-12)
-  gradient = jax.grad(lambda x: limits.hilbert_vote(x, targets, exponent=2.0).sum())(xi)
-  assert jnp.isfinite(gradient).all()
 
 
 @pytest.mark.golden
@@ -254,7 +241,7 @@ def golden_hilbert_sum(known):
   exponent = known["X"].shape[1] - 1
   xi = limits.sphere_gram(known["Z"], known["X"])
   total = jnp.sum((2 - 2 * xi) ** (-exponent / 2), 1)  # ours is the weighted mean
-  return total * limits.hilbert_vote(xi, known["y"][:, 0], exponent=exponent)
+  return total * deep_votes.hilbert_vote(xi, known["y"][:, 0], exponent=exponent)
 
 
 # kind of array -> (what computes it, relative tolerance)
@@ -295,9 +282,9 @@ def test_bad_input():
     ("dimension must be", lambda: limits.optimal_dual(0)),
     ("q must lie in", lambda: limits.sine_sphere_dual(0.0)),
     ("exponent must lie in", lambda: limits.solve_sine_frequency(1.0)),
-    ("exponent must lie in", lambda: limits.hilbert_vote(xi, targets, exponent=-1.0)),
-    ("correlation must be \\[inputs", lambda: limits.hilbert_vote(xi, jnp.ones(2), exponent=1.0)),
-    ("targets must be floating", lambda: limits.majority_vote(xi, jnp.ones(3, int))),
+    ("exponent must lie in", lambda: deep_votes.hilbert_vote(xi, targets, exponent=-1.0)),
+    ("correlation must be \\[inputs", lambda: deep_votes.hilbert_vote(xi, jnp.ones(2), exponent=1.0)),
+    ("targets must be floating", lambda: deep_votes.majority_vote(xi, jnp.ones(3, int))),
     ("correlation must be floating", lambda: limits.deep_nngp(jnp.ones(2, int), depth=1, dual=dual)),
     ("depth must be", lambda: limits.deep_ntk(xi, depth=1.5, dual=dual)),
     ("dual must be", lambda: limits.koenigs(xi, "relu")),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from jaxreg.layers import weight_compander
 from jaxreg.layers.weight_compander import ARCTAN, SOFTSIGN, TANH, compand, uncompand
+from jaxreg.metrics.weights import he_deviation
 from jaxreg.models import MLP
 
 every_curve = pytest.mark.parametrize("curve", [ARCTAN, TANH, SOFTSIGN], ids=repr)
@@ -137,7 +138,7 @@ def test_initial_weights_are_the_given_ones_where_not_clipped(companded):
   assert set(companded.log_amplitude) == {f"Dense_{i}/kernel" for i in range(3)}
   for name, layer in PARAMS.items():
     np.testing.assert_array_equal(weights[name]["bias"], layer["bias"])
-    largest = 0.95 * 1.5 * np.pi / 2 * weight_compander.he_deviation(layer["kernel"].shape)
+    largest = 0.95 * 1.5 * np.pi / 2 * he_deviation(layer["kernel"].shape)
     clipped = np.clip(layer["kernel"], -largest, largest)
     assert (clipped != layer["kernel"]).any()
     np.testing.assert_allclose(weights[name]["kernel"], clipped, rtol=2e-6, atol=1e-7)
@@ -172,7 +173,7 @@ def test_training_keeps_the_bound_and_learns_the_scales_when_asked(companded):
   (fixed, _), path = train(0.0, companded)
   assert jax.tree.map(float, fixed[1:]) == jax.tree.map(float, companded[1:])
   for layer in path.values():
-    bound = 1.5 * np.pi / 2 * weight_compander.he_deviation(layer["kernel"].shape[1:])
+    bound = 1.5 * np.pi / 2 * he_deviation(layer["kernel"].shape[1:])
     assert np.isfinite(layer["kernel"]).all() and np.abs(layer["kernel"]).max() < bound
   (learned, _), _ = train(0.1, companded)
   assert all(learned.log_amplitude[name] != companded.log_amplitude[name] for name in learned.log_amplitude)

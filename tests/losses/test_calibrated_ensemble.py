@@ -1,18 +1,18 @@
-"""EnsLoss: derivatives of random calibrated losses, and the fixed margin losses."""
+"""EnsLoss: derivatives of random calibrated losses, and the mixture of fixed ones."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxreg.losses import calibrated_ensemble
-from jaxreg.losses.calibrated_ensemble import MARGIN_LOSSES, ensloss, ensloss_derivatives, inverse_box_cox
+from jaxreg.losses.binary_margin import MARGIN_LOSSES
+from jaxreg.losses.calibrated_ensemble import ensloss, ensloss_derivatives, inverse_box_cox
 
 OFFSET = 1e-6
 derivatives = jax.jit(ensloss_derivatives)
@@ -191,39 +191,6 @@ def test_sharded_jit():
   expected = mean_and_gradient(logits, labels, noise)
   np.testing.assert_allclose(value, expected[0], rtol=1e-6)
   np.testing.assert_array_equal(gradient, expected[1])
-
-
-def test_margin_losses(x64):
-  logits, labels, _ = batch(7)
-  m = (2 * labels - 1) * logits
-  expected = {
-    "logistic": np.log1p(np.exp(-m)),
-    "hinge": np.maximum(1 - m, 0),
-    "exponential": np.exp(-m),
-    "squared_hinge": np.maximum(1 - m, 0) ** 2,
-    "focal": optax.sigmoid_focal_loss(logits, labels, alpha=None, gamma=2.0),
-  }
-  assert set(expected) == set(MARGIN_LOSSES)
-  for name, loss in MARGIN_LOSSES.items():
-    np.testing.assert_allclose(loss(logits, labels), expected[name], rtol=1e-10)
-    np.testing.assert_array_equal(loss(logits[:, None], labels), loss(logits, labels))
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", MARGIN_LOSSES)
-def test_margin_losses_are_finite(name, dtype):
-  logits, labels = jnp.array([1e4, -1e4, 0, 90, -90, -70], dtype), jnp.array([1, 1, 1, 0, 0, 1])
-  loss = lambda z: MARGIN_LOSSES[name](z, labels).sum()
-  value, gradient = jax.value_and_grad(loss)(logits)
-  assert value.dtype == dtype and jnp.isfinite(value) and jnp.isfinite(gradient).all()
-
-
-def test_focal_loss_at_gamma_zero_is_logistic():
-  logits, labels = jnp.array([30.0, -30.0, 1e4]), jnp.array([1, 1, 1])
-  focal = lambda z: calibrated_ensemble.binary_focal_loss(z, labels, gamma=jnp.float32(0)).sum()
-  logistic = lambda z: MARGIN_LOSSES["logistic"](z, labels).sum()
-  for a, b in zip(jax.value_and_grad(focal)(logits), jax.value_and_grad(logistic)(logits)):
-    np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
 
 
 def test_mixture_draws_every_loss():

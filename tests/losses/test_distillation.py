@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.losses.distillation import self_distillation_squared_loss
-from jaxreg.losses.robust import brier_loss
+from jaxreg.losses.symmetric import brier_loss
 from jaxreg.regularizers.unsquared_norm import unsquared_norm_penalty
 
 pytestmark = pytest.mark.usefixtures("x64")

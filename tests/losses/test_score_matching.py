@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.kernels.posterior_mean import linear_vp_schedule, score_from_posterior_mean
+from jaxreg.denoising.posterior_mean import linear_vp_schedule, score_from_posterior_mean
 from jaxreg.losses import score_matching
 
 CLEAN, NOISE, PREDICTIONS = np.random.default_rng(0).normal(size=(3, 20, 4))

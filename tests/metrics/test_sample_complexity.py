@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.metrics import sample_complexity
+from jaxreg.metrics import gaussian_probe, linear_probe, sample_complexity
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
-from jaxreg.models import linear_probe
 
 
 def bayes(features, labels, where):
-  return linear_probe.stats_to_linear(linear_probe.gaussian_stats(features, labels, num_classes=3, where=where))
+  return gaussian_probe.stats_to_linear(gaussian_probe.gaussian_stats(features, labels, num_classes=3, where=where))
 
 
 def logistic(features, labels, where):

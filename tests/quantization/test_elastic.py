@@ -1,4 +1,4 @@
-"""The learned quantizer, its calibration, elastic layers and their configurations."""
+"""Elastic layers: their quantizers, one program for all configurations, batch statistics."""
 
 import functools
 
@@ -8,152 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxreg.models.resnet import ResNet
-from jaxreg.quantization import elastic
-from jaxreg.quantization.elastic import ELASTIC_BITS, ElasticConv, ElasticDense, lsq_calibrate, lsq_quantize
-
-
-@jax.jit
-def pulled(values, scale, offset, cotangent, bits, signed, factor):
-  """The quantized values and the gradients in values, scale and offset."""
-  call = lambda x, s, o: lsq_quantize(x, s, o, bits=bits, signed=signed, gradient_factor=factor)
-  out, pull = jax.vjp(call, values, scale, offset)
-  return out, pull(cotangent)
-
-
-@functools.partial(jax.jit, static_argnames=("symmetric", "per_channel", "candidates"))
-def calibrated(values, signed, symmetric, per_channel=False, candidates=80):
-  return lsq_calibrate(
-    values, symmetric=symmetric, per_channel=per_channel, signed=signed, candidates=candidates
-  )  # fmt: skip
-
-
-def largest_integer(bits, signed):
-  return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-
-
-@pytest.mark.golden
-def test_golden_11_eq_net_quantizers(golden, x64):
-  file = golden("11-eq_net")
-  for _, arrays, _ in file.cases():
-    if "w" in arrays:
-      check_golden_weights(arrays, file.meta["bits"])
-    kinds = {name.removeprefix("x_") for name in arrays if name.startswith("x_")}
-    for kind in kinds:
-      check_golden_activations(arrays, kind, file.meta["bits"])
-
-
-def check_golden_weights(arrays, bits):
-  weights = arrays["w"]  # outputs first
-  for granularity in ("layer", "channel"):
-    for form in ("sym", "asym"):
-      name = f"{form}_{granularity}"
-      candidates = 5 if (form, granularity) == ("sym", "channel") else 80
-      found = calibrated(jnp.moveaxis(weights, 0, -1), True, form == "sym", granularity == "channel", candidates)
-      check_table(found, arrays, name)
-      factor = lambda p: 1 / np.sqrt(p * weights.size)
-      if granularity == "channel":
-        factor = lambda p: 2 / np.sqrt(p * weights.size / weights.shape[1])
-      for index, b in enumerate(bits):
-        suffix = f"bits{index}_{granularity}_{form}"
-        axes = (-1,) + (1,) * (weights.ndim - 1)
-        check_golden_quantizer(arrays, "w", "cotangent", name, suffix, b, True, factor, lambda s: s.reshape(axes))
-
-
-def check_golden_activations(arrays, kind, bits):
-  values = arrays[f"x_{kind}"]
-  signed = bool((values < -1e-9).any())
-  for form in ("sym", "asym"):
-    check_table(calibrated(values, signed, form == "sym"), arrays, f"{form}_{kind}")
-    factor = lambda p: 1 / np.sqrt(p * values.size)
-    for index, b in enumerate(bits):
-      suffix = f"{kind}_bits{index}_{form}"
-      reshape = lambda s: s.reshape((1,) * values.ndim)
-      check_golden_quantizer(arrays, "x", f"cotangent_{kind}", f"{form}_{kind}", suffix, b, signed, factor, reshape)
-
-
-def check_table(found, arrays, name):
-  np.testing.assert_allclose(found.scale, arrays[f"init_scale_{name}"], rtol=1e-8)
-  np.testing.assert_allclose(found.offset, arrays[f"init_beta_{name}"], rtol=1e-8)
-
-
-def check_golden_quantizer(arrays, letter, cotangent, table, suffix, bits, signed, factor, reshape):
-  column = bits - ELASTIC_BITS[0]
-  scale = arrays[f"init_scale_{table}"][:, column]
-  used = arrays.get(f"used_beta_{table}", arrays[f"init_beta_{table}"])[:, column]
-  values = arrays["w"] if letter == "w" else arrays["x_" + cotangent.removeprefix("cotangent_")]
-  out, (grad_values, grad_scale, grad_offset) = pulled(
-    values, reshape(scale), reshape(used), arrays[cotangent], bits, signed, factor(largest_integer(bits, signed))
-  )
-  np.testing.assert_allclose(out, arrays[f"out_{letter}q_{suffix}"], rtol=1e-8, atol=1e-12)
-  np.testing.assert_allclose(grad_values, arrays[f"grad_{letter}_{suffix}"], rtol=1e-8, atol=1e-12)
-  np.testing.assert_allclose(np.ravel(grad_scale), arrays[f"grad_scale_{suffix}"], rtol=1e-8, atol=1e-12)
-  if f"grad_beta_{suffix}" in arrays:
-    np.testing.assert_allclose(np.ravel(grad_offset), arrays[f"grad_beta_{suffix}"], rtol=1e-8, atol=1e-12)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.booleans(), st.booleans())
-@settings(max_examples=30, deadline=None)
-def test_grid_gradients_and_zero_point(seed, bits, signed, wide):
-  rng = np.random.default_rng(seed)
-  values, cotangent = rng.normal(size=40), rng.normal(size=40)
-  scale = (9.0 if wide else 0.5) * rng.uniform(0.5, 1) / 2 ** (bits - 1)
-  step = scale + 1e-6
-  zero_point = rng.integers(-3, 4)
-  offset = -step * zero_point if signed else min(values.min(), -9.0 if wide else 0.0) - step / 3
-  with jax.enable_x64(True):
-    out, gradients = pulled(values, jnp.float64(scale), jnp.float64(offset), cotangent, bits, signed, jnp.float64(0.7))
-    out, (grad_values, grad_scale, grad_offset) = np.asarray(out), jax.tree.map(np.asarray, gradients)
-  low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-  ratio = (values - offset) / step
-  integers = np.round(np.clip(ratio, low, high))
-  found = (out - offset) / step
-  np.testing.assert_allclose(found, np.round(found), atol=1e-9)
-  assert low <= np.round(found).min() and np.round(found).max() <= high and len(np.unique(integers)) <= 2**bits
-  inside = (low <= ratio) & (ratio <= high)
-  np.testing.assert_allclose(out, integers * step + offset, rtol=1e-9, atol=1e-12)
-  np.testing.assert_allclose(grad_values, cotangent * inside, rtol=1e-9, atol=1e-12)
-  on_scale = np.where(inside, integers - ratio, integers)
-  np.testing.assert_allclose(grad_scale, 0.7 * np.sum(cotangent * on_scale), rtol=1e-9, atol=1e-9)
-  np.testing.assert_allclose(grad_offset, 0.7 * np.sum(cotangent * ~inside), rtol=1e-9, atol=1e-12)
-  if inside.all():
-    assert grad_offset == 0
-  if signed:  # the form with an integer zero point
-    shifted = step * (np.clip(np.round(values / step) + zero_point, low, high) - zero_point)
-    tied = np.abs(np.abs(values / step) % 1 - 0.5) < 1e-6
-    np.testing.assert_allclose(np.where(tied, out, shifted), out, atol=1e-9)
-
-
-def test_ends_of_the_grid_have_the_whole_gradient():
-  """As the zeros of a ReLU, on which `jnp.clip` would halve it."""
-  values = jnp.array([0.0, 3.0, -1.0, 4.0])
-  gradient = jax.grad(lambda x: lsq_quantize(x, jnp.array(1.0 - 1e-6), bits=2, signed=False).sum())(values)
-  np.testing.assert_array_equal(gradient, [1, 1, 0, 0])
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_finite_at_extremes(dtype):
-  values = jnp.array([1e4, -1e4, 0.0, 1e-4], dtype)
-  for scale in (0.0, 1e-4, 1e4):
-    out, gradients = pulled(values, jnp.float32(scale), jnp.float32(0), jnp.ones_like(values), 8, True, 1.0)
-    assert out.dtype == dtype and all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((out, gradients)))
-
-
-def test_more_bits_and_more_channels_are_more_accurate():
-  weights = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32) * np.array([0.1, 1, 2, 5], np.float32)
-  errors = {}
-  for per_channel in (False, True):
-    table = calibrated(weights, True, False, per_channel)
-    for bits in (2, 4, 8):
-      out, _ = pulled(weights, *(leaf[:, bits - 2] for leaf in table), np.zeros_like(weights), bits, True, 1.0)
-      errors[per_channel, bits] = np.mean(np.abs(out - weights) ** 2.4)
-  for bits in (2, 4, 8):
-    assert errors[True, bits] <= errors[False, bits]
-  for per_channel in (False, True):
-    assert errors[per_channel, 8] <= errors[per_channel, 4] <= errors[per_channel, 2]
+from jaxreg.quantization import elastic, elastic_config
+from jaxreg.quantization.elastic import ElasticConv, ElasticDense
+from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS, lsq_calibrate, lsq_quantize
+from tests.quantization.test_elastic_quantizer import pulled
 
 
 class Network(nn.Module):
@@ -176,7 +36,7 @@ def network():
   def start(key):
     return elastic.calibrate_elastic(MODEL, MODEL.init(key, INPUTS), INPUTS)
 
-  return jax.jit(start)(jax.random.key(0)), elastic.elastic_layers(MODEL, INPUTS)
+  return jax.jit(start)(jax.random.key(0)), elastic_config.elastic_layers(MODEL, INPUTS)
 
 
 @functools.cache
@@ -184,7 +44,7 @@ def run_program(layers):
   """Outputs and the gradient of a network's parameters, for any configuration."""
 
   def run(variables, config):
-    held = {"calibration": variables["calibration"], "elastic": elastic.config_variables(config, layers)}
+    held = {"calibration": variables["calibration"], "elastic": elastic_config.config_variables(config, layers)}
 
     def objective(params):
       outputs = MODEL.apply({"params": params, **held}, INPUTS)
@@ -212,11 +72,11 @@ def test_signs_are_those_of_the_inputs(network):
 def test_one_program_serves_all_configurations(network):
   variables, layers = network
   run = run_program(tuple(layers))
-  exact = run(variables, elastic.uniform_config(4, bits=0, end_bits=0))[1]
+  exact = run(variables, elastic_config.uniform_config(4, bits=0, end_bits=0))[1]
   errors = []
   for bits in ELASTIC_BITS:
     for per_channel, symmetric in ((False, True), (True, False)):
-      config = elastic.uniform_config(
+      config = elastic_config.uniform_config(
         4, bits=bits, per_channel=per_channel, weight_symmetric=symmetric, act_symmetric=symmetric
       )
       gradient, outputs = run(variables, config)
@@ -243,7 +103,7 @@ def check_touched(gradient, bits, per_channel, symmetric):
 
 def test_layer_agrees_with_the_quantizers(network):
   variables, layers = network
-  config = elastic.uniform_config(4, bits=3, per_channel=True, weight_symmetric=False)
+  config = elastic_config.uniform_config(4, bits=3, per_channel=True, weight_symmetric=False)
   _, outputs = run_program(tuple(layers))(variables, config)
   hidden = INPUTS
   for index, (name,) in enumerate(layer.path for layer in layers):
@@ -263,22 +123,10 @@ def test_layer_agrees_with_the_quantizers(network):
   np.testing.assert_allclose(outputs, hidden, rtol=1e-4, atol=1e-5)
 
 
-def test_sampled_configurations():
-  keys = jax.random.split(jax.random.key(0), 500)
-  configs = jax.jit(jax.vmap(functools.partial(elastic.sample_config, layers=5, candidates=(2, 4, 8))))(keys)
-  for bits in (configs.weight_bits, configs.act_bits):
-    assert (bits[:, [0, -1]] == 8).all()
-    assert set(np.unique(bits[:, 1:-1])) == {2, 4, 8}
-    np.testing.assert_allclose(np.mean(bits[:, 1:-1] == 4, axis=0), 1 / 3, atol=0.12)
-  forms = np.stack([configs.per_channel, configs.weight_symmetric, configs.act_symmetric])
-  np.testing.assert_allclose(forms.mean(1), 0.5, atol=0.12)
-  assert np.abs(np.corrcoef(forms.transpose(0, 2, 1).reshape(15, -1)) - np.eye(15)).max() < 0.25
-
-
 def test_plugs_into_the_residual_network():
   model = ResNet(stages=(1,), classes=3, width=2, conv=ElasticConv, dense=ElasticDense)
   images = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype(np.float32)
-  layers = elastic.elastic_layers(model, images, train=False)
+  layers = elastic_config.elastic_layers(model, images, train=False)
   assert [layer.path[0] for layer in layers] == ["stem", "stage0_block0_conv0", "stage0_block0_conv1", "head"]
 
   @jax.jit
@@ -290,12 +138,12 @@ def test_plugs_into_the_residual_network():
       jax.eval_shape(functools.partial(plain.init, train=False), key, images)["params"],
     )
     expected = plain.apply({"params": kept, "batch_stats": variables["batch_stats"]}, images, train=False)
-    config = elastic.config_variables(config, layers)
+    config = elastic_config.config_variables(config, layers)
     return model.apply({**variables, "elastic": config}, images, train=False), expected
 
-  exact, expected = outputs(jax.random.key(0), elastic.uniform_config(4, bits=0, end_bits=0))
+  exact, expected = outputs(jax.random.key(0), elastic_config.uniform_config(4, bits=0, end_bits=0))
   np.testing.assert_allclose(exact, expected, rtol=1e-5, atol=1e-6)
-  near, _ = outputs(jax.random.key(0), elastic.uniform_config(4, bits=8))
+  near, _ = outputs(jax.random.key(0), elastic_config.uniform_config(4, bits=8))
   np.testing.assert_allclose(near, expected, atol=0.05 * np.abs(expected).max())
 
 
@@ -338,10 +186,12 @@ def test_bad_input():
   with pytest.raises(ValueError, match="values must not be empty"):
     lsq_calibrate(values[:0], symmetric=True)
   with pytest.raises(ValueError, match="bits must be 0 or in"):
-    elastic.uniform_config(4, bits=9)
+    elastic_config.uniform_config(4, bits=9)
   with pytest.raises(ValueError, match="candidates must lie in"):
-    elastic.sample_config(jax.random.key(0), 4, candidates=(1, 2))
+    elastic_config.sample_config(jax.random.key(0), 4, candidates=(1, 2))
   with pytest.raises(ValueError, match="config must have arrays"):
-    elastic.config_variables(elastic.uniform_config(4, bits=2), elastic.elastic_layers(ElasticDense(2), values))
+    elastic_config.config_variables(
+      elastic_config.uniform_config(4, bits=2), elastic_config.elastic_layers(ElasticDense(2), values)
+    )
   with pytest.raises(ValueError, match="model must have elastic layers"):
     elastic.calibrate_elastic(nn.Dense(2), {"params": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}, values)

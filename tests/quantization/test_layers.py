@@ -10,9 +10,10 @@ import optax
 import pytest
 
 from jaxreg.models import ResNet
+from jaxreg.models.quant_resnet import quant_resnet
 from jaxreg.quantization import bounds
 from jaxreg.quantization.fake_quant import fake_quant_activation, fake_quant_weight
-from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense, quant_resnet
+from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 4, 4, 1)).astype(np.float32)
 MIXED = Precision(4, 4, 8, 8)

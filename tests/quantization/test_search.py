@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.quantization import search
-from jaxreg.quantization.elastic import ELASTIC_BITS, sample_config, uniform_config
+from jaxreg.quantization.elastic_config import sample_config, uniform_config
+from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS
 
 averaged = jax.jit(search.average_bits)
 

@@ -1,6 +1,5 @@
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,23 +8,17 @@ import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxreg.models import MLP
+from jaxreg.pruning.compaction import compact, compact_pair
 from jaxreg.regularizers import group_sparsity
 from jaxreg.regularizers.group_sparsity import (
-  compact,
-  compact_pair,
-  freeze_support,
-  group_ids,
   group_lasso,
-  group_norms,
   prox_group_lasso,
   prox_wgsef,
-  scale_groups,
-  sum_groups,
   wgsef,
   wgsef_conjugate,
   wgsef_minimizer,
 )
+from jaxreg.regularizers.groups import group_ids, group_norms, scale_groups
 
 GROUPS = np.array([0, 1, 1, 2, 2, 2, 3, 4, 4, 5])
 WEIGHTS = np.array([1.0, 2.0, 3.0, 0.5, 2.0, 1.0])
@@ -331,70 +324,12 @@ def test_groups_over_several_tensors(x64):
   )
 
 
-def test_kinds():
-  kernel = np.random.default_rng(13).normal(size=(3, 3, 4, 5)).astype(np.float32)
-  axes = {"filter": (0, 1, 2), "neuron": (0, 1, 2), "channel": (0, 1, 3), "shape": (3,), "element": ()}
-  for kind, summed in axes.items():
-    expected = np.sqrt(np.sum(kernel**2, axis=summed)).ravel()
-    np.testing.assert_allclose(group_norms(kernel, kind=kind), expected, rtol=1e-5)
-    ids = group_ids(kernel, kind=kind)
-    full = np.broadcast_to(ids, kernel.shape)
-    compare = lambda f, ids=ids, full=full: np.testing.assert_allclose(f(ids), f(full), rtol=1e-5, atol=1e-6)
-    compare(lambda ids: wgsef(kernel, ids, k=3))
-    compare(lambda ids: prox_wgsef(kernel, ids, k=3, lam=0.1))
-    compare(lambda ids: sum_groups(kernel, jnp.asarray(ids), num_groups=ids.max() + 1))
-
-
 def test_empty_and_scalar():
   assert wgsef({}, {}, k=1) == 0
   assert prox_wgsef({}, {}, k=1, lam=1.0) == {}
   assert prox_wgsef(jnp.zeros((0, 3)), np.zeros((0, 3), int), k=1, lam=1.0).shape == (0, 3)
   assert prox_wgsef(jnp.array(2.0), np.array(0), k=1, lam=1.0) == 1
   assert prox_wgsef({"a": jnp.array([2.0]), "b": None}, {"a": np.array([0]), "b": None}, k=1, lam=1.0)["b"] is None
-
-
-def test_freeze_support():
-  params = {
-    "Conv_0": {"kernel": jnp.ones((3, 3, 2, 3)).at[..., 1].set(0).at[0, 0, 0, 0].set(0), "bias": jnp.zeros(3)},
-    "Dense_0": {"kernel": jnp.zeros((2, 2))},
-  }
-  mask = freeze_support(params, {"Conv_0": "filter", "Dense_0": None})
-  assert mask["Conv_0"]["kernel"].all(axis=(0, 1, 2)).tolist() == [True, False, True]
-  assert mask["Conv_0"]["bias"].tolist() == [True, False, True]
-  assert mask["Dense_0"]["kernel"].all()
-
-
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_compact_mlp(use_bias):
-  x = jax.random.normal(jax.random.key(0), (4, 6))
-  params = MLP((8, 7, 3), use_bias=use_bias).init(jax.random.key(1), x)["params"]
-  for name, dead in (("Dense_0", [1, 4, 5]), ("Dense_1", [0, 6])):
-    params[name] = jax.tree.map(lambda leaf, dead=dead: (leaf + 0.1).at[..., np.array(dead)].set(0), params[name])
-  smaller = compact(params, order=("Dense_0", "Dense_1", "Dense_2"))
-  widths = [layer["kernel"].shape[-1] for layer in smaller.values()]
-  assert widths == [5, 5, 3]
-  outputs = [MLP(w, use_bias=use_bias).apply({"params": p}, x) for w, p in (((8, 7, 3), params), (widths, smaller))]
-  np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
-
-
-def test_compact_convolutions():
-  class Network(nn.Module):
-    filters: tuple
-
-    @nn.compact
-    def __call__(self, x):
-      for width in self.filters:
-        x = nn.max_pool(nn.relu(nn.Conv(width, (3, 3))(x)), (2, 2), (2, 2))
-      return nn.Dense(3)(x.reshape(x.shape[0], -1))
-
-  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  params = Network((6, 5)).init(jax.random.key(1), x)["params"]
-  for name, dead in (("Conv_0", [2, 3]), ("Conv_1", [0])):
-    params[name] = jax.tree.map(lambda leaf, dead=dead: (leaf + 0.1).at[..., np.array(dead)].set(0), params[name])
-  smaller = compact(params, order=("Conv_0", "Conv_1", "Dense_0"))
-  assert smaller["Dense_0"]["kernel"].shape == (16, 3)
-  outputs = [Network(w).apply({"params": p}, x) for w, p in (((6, 5), params), ((4, 4), smaller))]
-  np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
 
 
 def test_bad_input():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.regularizers.group_sparsity import group_norms
+from jaxreg.regularizers.groups import group_norms
 from jaxreg.regularizers.unsquared_norm import unsquared_norm_penalty
 
 

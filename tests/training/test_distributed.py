@@ -67,7 +67,7 @@ def test_sweep_in_two_processes_equals_one_and_recovers(tmp_path):
   for worker in workers:
     code, _, output = processes.finish(worker)
     assert code == 0, output
-  chunks = sorted((tmp_path / "pair").glob("chunk-*.npz"))
+  chunks = sorted((tmp_path / "pair").glob("trials/piece-*.npz"))
   assert len(chunks) == 2  # 16 trials, a budget of one trial per device, 8 devices
   stamp = chunks[0].stat().st_mtime_ns
   chunks[1].write_bytes(chunks[1].read_bytes()[:-20])

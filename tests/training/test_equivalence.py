@@ -10,24 +10,30 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxreg.losses import early_learning
 from jaxreg.models import MLP
-from jaxreg.training import Task, data_mesh, examples, fit
+from jaxreg.training import data_mesh, examples, fit, gradient_task
 from jaxreg.training.loop import batch_ids
 
 
-def table_task(axis_size: int = 8) -> Task:
+def table_task():
   """A network whose loss keeps a row per example: the case in which replicas drift apart if done carelessly."""
   rng = np.random.default_rng(0)
   model = MLP((16, 3), activation=nn.tanh)
   data = {"x": rng.normal(size=(64, 5)).astype(np.float32), "y": rng.integers(0, 3, 64).astype(np.int32)}
 
-  def objective(params, extra, batch, key, hparams, axis_name):
+  def objective(params, extra, batch, context):
     logits = model.apply({"params": params}, batch["x"])
     values, table = early_learning.elr_loss(
-      logits, batch["y"], batch["id"], state=extra, momentum=0.7, weight=hparams["weight"], axis_name=axis_name
+      logits,
+      batch["y"],
+      batch["id"],
+      state=extra,
+      momentum=0.7,
+      weight=context.hparams["weight"],
+      axis_name=context.axis_name,
     )
     return jnp.mean(values), (table, {"accuracy": jnp.mean(logits.argmax(-1) == batch["y"])})
 
-  return Task(
+  return gradient_task(
     init_params=lambda key, h: (model.init(key, jnp.zeros((1, 5)))["params"], early_learning.elr_init(64, 3)),
     objective=objective,
     optimizer=lambda hparams: optax.adam(hparams["learning_rate"]),

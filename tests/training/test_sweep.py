@@ -1,5 +1,6 @@
 """`sweep`: both engines against the same trial run alone, divergence, memory chunks, resuming, placement."""
 
+import csv
 import importlib
 import re
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxreg.training import examples, fit, grid, sweep, sweep_settings, trial_mesh
+from jaxreg.training import examples, fit, grid, program, sweep, sweep_settings, trial_mesh
 from jaxreg.training import mesh as mesh_lib
 
 module = importlib.import_module("jaxreg.training.sweep")  # the name `sweep` is the function
+KINDS = (("learning_rate", "float32"),)
 POINTS = {"learning_rate": [0.01, 0.05, 0.1]}
 OPTIONS = {"seeds": [3, 4], "steps": 100, "eval_every": 50, "progress": False, "keep_params": True}
 
@@ -66,12 +68,13 @@ def test_divergence_step_is_the_one_at_which_fit_stops(task):
     fit(task, steps=100, log_every=50, seed=3, hparams={"learning_rate": 1e8}, progress=False)
 
 
-def test_chunks_fit_the_memory_budget_and_change_nothing(task):
+def test_trials_fit_the_memory_budget_and_change_nothing(task):
   mesh = trial_mesh(jax.devices()[:2])
   whole = sweep(task, POINTS, engine="map", mesh=mesh, **OPTIONS)
-  executable = module._compiled(module._lowered, task, "map", mesh, 1, 50, 2).memory_analysis()
-  need = executable.temp_size_in_bytes + executable.argument_size_in_bytes + executable.output_size_in_bytes
-  assert module._chunk_size(task, "map", mesh, 1, 50, 6, need + 10) == 2
+  need = program.needed_bytes(program.compiled(program.lowered_engine, task, mesh, 2, KINDS, "map", 1, 50))
+  runner = module._Runner(task, mesh, 1, 100, 50, need + 10, True, whole.hparams, whole.seeds)
+  runner._engine = "map"
+  assert runner._fitting_size(6) == 2
   cut = sweep(task, POINTS, engine="map", mesh=mesh, memory_budget=need + 10, **OPTIONS)
   np.testing.assert_array_equal(cut.params["w"], whole.params["w"])
 
@@ -81,52 +84,59 @@ def test_a_budget_below_one_trial_warns(task):
     sweep(task, {"learning_rate": [0.01]}, engine="map", mesh=trial_mesh(jax.devices()[:1]), memory_budget=1, **OPTIONS)
 
 
-def test_resumes_chunk_by_chunk(task, tmp_path, monkeypatch):
-  options = {**OPTIONS, "engine": "map", "mesh": trial_mesh(jax.devices()[:2]), "memory_budget": 1, "folder": tmp_path}
-  run_trials, calls = module._run_trials, []
+def test_resumes_piece_by_piece(task, tmp_path, monkeypatch):
+  options = {**OPTIONS, "engine": "map", "mesh": trial_mesh(jax.devices()[:2]), "folder": tmp_path}
+  monkeypatch.setattr(module, "PIECE_SECONDS", 0.0)  # one trial per device and piece
+  run, calls = module._Runner._run, []
 
-  def dies_at_third(*arguments):
-    calls.append(arguments)
+  def dies_at_third(self, part, *rest):
+    calls.append(part)
     if len(calls) == 3:
       raise KeyboardInterrupt
-    return run_trials(*arguments)
+    return run(self, part, *rest)
 
-  monkeypatch.setattr(module, "_run_trials", dies_at_third)
-  with pytest.warns(UserWarning), pytest.raises(KeyboardInterrupt):
+  monkeypatch.setattr(module._Runner, "_run", dies_at_third)
+  with pytest.raises(KeyboardInterrupt):
     sweep(task, POINTS, **options)
-  assert len(list(tmp_path.glob("chunk-*.npz"))) == 2
-  with pytest.warns(UserWarning):
-    result = sweep(task, POINTS, **options)
-  assert len(calls) == 4
+  assert len(list(tmp_path.glob("trials/piece-*.npz"))) == 2
+  result = sweep(task, POINTS, **options)
+  assert [len(part) for part in calls] == [2, 2, 2, 2]
   whole = sweep(task, POINTS, engine="map", **OPTIONS)
   np.testing.assert_array_equal(result.params["w"], whole.params["w"])
   np.testing.assert_array_equal(result.metrics["distance"], whole.metrics["distance"])
-  with pytest.raises(ValueError, match="holds another sweep"):
-    sweep(task, {"learning_rate": [0.3]}, **options)
 
 
-def test_a_damaged_chunk_runs_again(task, tmp_path):
-  first = sweep(task, POINTS, engine="map", folder=tmp_path, **OPTIONS)
-  (chunk,) = tmp_path.glob("chunk-*.npz")
-  data = bytearray(chunk.read_bytes())
-  data[len(data) // 2] ^= 0xFF
-  chunk.write_bytes(data)
-  with pytest.warns(UserWarning, match="again"):
-    second = sweep(task, POINTS, engine="map", folder=tmp_path, **OPTIONS)
-  np.testing.assert_array_equal(first.params["w"], second.params["w"])
+def test_more_points_and_seeds_continue(task, tmp_path, monkeypatch):
+  options = {**OPTIONS, "engine": "map", "folder": tmp_path}
+  sweep(task, POINTS, **options)
+  ran, run = [], module._Runner._run
+  monkeypatch.setattr(module._Runner, "_run", lambda self, part, *rest: ran.append(len(part)) or run(self, part, *rest))
+  wider = {"learning_rate": [0.1, 0.2, 0.01]}
+  result = sweep(task, wider, **{**options, "seeds": [3, 5, 4]})
+  assert sum(ran) == 9 - 4  # two rates with seeds 3 and 4 were there
+  np.testing.assert_array_equal(
+    result.params["w"], sweep(task, wider, **{**OPTIONS, "seeds": [3, 5, 4]}, engine="map").params["w"]
+  )
+
+
+@pytest.mark.parametrize("engine", ["map", "vmap"])
+def test_long_sweeps_are_cut_into_pieces(task, tmp_path, monkeypatch, engine):
+  monkeypatch.setattr(module, "PIECE_SECONDS", 1e-9)
+  sweep(task, POINTS, engine=engine, mesh=trial_mesh(jax.devices()[:1]), folder=tmp_path, **OPTIONS)
+  assert len(list(tmp_path.glob("trials/piece-*.npz"))) == 6
 
 
 def test_each_device_runs_its_own_trials_only(task):
   """`lax.map` under plain sharded jit makes every device run every trial; the compiled program shows it does not."""
   mesh = trial_mesh(jax.devices()[:4])
-  compiled = module._compiled(module._lowered, task, "map", mesh, 1, 50, 8)
+  compiled = program.compiled(program.lowered_engine, task, mesh, 8, KINDS, "map", 1, 50)
   text = compiled.as_text()
   assert not re.search(r"all-gather|all-reduce|collective-permute", text)
   assert "f32[2,4]" in text and "f32[8,4]" not in text  # two of the eight trials' weights on a device
   seeds, rates = mesh_lib.shard((np.arange(8, dtype=np.uint32), np.ones(8, np.float32)), mesh, PartitionSpec("trial"))
-  state = module._compiled(module._lowered_init, task, mesh, 8)(seeds, {"learning_rate": rates})
-  shared = mesh_lib.replicate((task.data, np.int32(50)), mesh)
-  out, *_ = compiled(state, {"learning_rate": rates}, shared)
+  state = program.compiled(program.lowered_init, task, mesh, 8, KINDS)(seeds, {"learning_rate": rates})
+  data, count, trials = mesh_lib.replicate((task.data, np.int32(50), np.int32(2)), mesh)
+  out, *_ = compiled(state, {"learning_rate": rates}, data, count, trials)
   assert [shard.data.shape for shard in out.params["w"].addressable_shards] == [(2, 4)] * 4
 
 
@@ -150,7 +160,15 @@ def test_the_automatic_engine_is_one_of_both_and_agrees(task, alone):
 @pytest.mark.parametrize("change, message", [
   ({"engine": "fast"}, "engine must be one of"),
   ({"eval_every": 30}, "eval_every must be a positive divisor"),
-  ({"seeds": []}, "at least one point and one seed"),
+  ({"seeds": []}, "seeds must be one or more different integers"),
+  ({"seeds": 3}, r"seeds must be a sequence of integers, such as range\(5\), got 3"),
+  ({"seeds": [1.7]}, "a seed must be an integer"),
+  ({"seeds": [-1]}, r"a seed must be an integer in \[0, 2\*\*32\)"),
+  ({"seeds": [2**32]}, "a seed must be an integer"),
+  ({"seeds": [1, 1]}, "different integers"),
+  ({"steps": 0}, "steps must be a positive integer"),
+  ({"lanes": 0}, "lanes must be a positive integer"),
+  ({"memory_budget": -1}, "memory_budget must be positive"),
 ])  # fmt: skip
 def test_bad_arguments(task, change, message):
   with pytest.raises(ValueError, match=message):
@@ -169,3 +187,56 @@ def test_metrics_by_point(task):
   by_point = result.by_point("distance")
   assert by_point.shape == (3, 2, 2)
   np.testing.assert_array_equal(by_point[1, 0], result.metrics["distance"][2])
+
+
+def test_the_best_point_is_selected_by_its_mean_over_seeds(task):
+  result = sweep(task, {"learning_rate": [0.01, 1e8, 0.05]}, engine="map", **OPTIONS)
+  means = result.by_point("distance")[:, :, -1].mean(1)[[0, 2]]
+  rates = np.float32([0.01, 0.05])
+  assert result.select("distance", maximize=False)["learning_rate"] == rates[means.argmin()]
+  assert result.select("distance")["learning_rate"] == rates[means.argmax()]  # the diverged one is worst either way
+
+
+def test_tables(task, tmp_path):
+  result = sweep(task, POINTS, engine="map", **OPTIONS)
+  result.to_csv(tmp_path / "trials.csv")
+  with open(tmp_path / "trials.csv", encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 12 and float(rows[3]["distance"]) == result.rows()[3]["distance"]
+  pandas = pytest.importorskip("pandas")
+  frame = result.to_dataframe()
+  assert isinstance(frame, pandas.DataFrame) and len(frame) == 12
+
+
+@pytest.mark.parametrize("points, expected", [
+  ({"learning_rate": [0, 1]}, [0.0, 1.0]),
+  ({"learning_rate": [1, 0.05]}, [1.0, np.float32(0.05)]),
+  ({"learning_rate": np.array([0.05, 0.1])}, [np.float32(0.05), np.float32(0.1)]),
+])  # fmt: skip
+@pytest.mark.parametrize("default", [0.05, 1])
+@pytest.mark.parametrize("engine", ["map", "vmap"])
+def test_whole_numbers_among_the_values_stay_what_they_are(task, points, expected, default, engine):
+  one = task.replace(hparams={"learning_rate": default})
+  result = sweep(one, points, seeds=[0], steps=10, engine=engine, progress=False)
+  assert result.hparams["learning_rate"].tolist() == expected
+
+
+def test_metrics_must_be_scalars_with_names_of_their_own(task):
+  for metrics, message in (({"w": np.ones(3)}, r"w of evaluate must be a scalar, got shape \(3,\)"),
+                           ({"step": 1.0}, "must not be called step")):  # fmt: skip
+    bad = task.replace(evaluate=lambda state, hparams, metrics=metrics: metrics)
+    with pytest.raises(ValueError, match=message):
+      sweep(bad, POINTS, engine="map", **OPTIONS)
+    with pytest.raises(ValueError, match=message):
+      fit(bad, steps=10, log_every=10, progress=False)
+
+
+def test_a_step_that_does_not_count_is_refused(task):
+  def step(state, batch, hparams):
+    new, metrics = task.step(state, batch, hparams)
+    return new._replace(step=state.step), metrics
+
+  stuck = task.replace(step=step)
+  for run in (lambda: sweep(stuck, POINTS, engine="map", **OPTIONS), lambda: fit(stuck, steps=10, progress=False)):
+    with pytest.raises(ValueError, match="must return state.advance"):
+      run()

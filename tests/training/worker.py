@@ -17,6 +17,9 @@ parser.add_argument("--process", type=int, default=0)
 parser.add_argument("--processes", type=int, default=1)
 parser.add_argument("--job", choices=["fit", "sweep", "stream"], default="fit")
 parser.add_argument("--die-at", type=int, default=-1, help="kill this process abruptly after that step")
+parser.add_argument("--seeds", type=int, default=4, help="of a sweep")
+parser.add_argument("--examples", type=int, default=64)
+parser.add_argument("--hold", type=float, default=0.0, help="seconds to sleep while the folder is held")
 parser.add_argument("--file-limit", type=int, default=0, help="largest file this process may write, in bytes")
 options = parser.parse_args()
 
@@ -36,6 +39,15 @@ if options.file_limit:
 
   resource.setrlimit(resource.RLIMIT_FSIZE, (options.file_limit, options.file_limit))
 
+if options.hold:
+  from jaxreg.training import identity
+
+  def held(folder, run):
+    print("holding", flush=True)
+    time.sleep(options.hold)
+
+  identity.claim = held
+
 append = log.MetricsLog.append
 
 
@@ -51,12 +63,13 @@ log.MetricsLog.append = hooked
 
 if options.job == "sweep":
   result = sweep(
-    examples.least_squares(), grid(learning_rate=[0.01, 0.02, 0.05, 0.1]), seeds=[0, 1, 2, 3], steps=options.steps,
-    eval_every=100, engine="map", folder=options.folder, progress=False, memory_budget=1, keep_params=True,
+    examples.least_squares(), grid(learning_rate=[0.01, 0.02, 0.05, 0.1]), seeds=range(options.seeds),
+    steps=options.steps, eval_every=100, engine="map", folder=options.folder, progress=False, memory_budget=1,
+    keep_params=True,
   )  # fmt: skip
   answer = {"loss": result.metrics["loss"].tolist(), "w": result.params["w"].tolist()}
 else:
-  task = examples.least_squares(examples=4096 if options.file_limit else 64)
+  task = examples.least_squares(examples=options.examples)
   if options.job == "stream":
     from jaxreg.data import stream
 

@@ -4,7 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxreg.regularizers.group_sparsity import group_ids, prox_wgsef
+from jaxreg.regularizers.group_sparsity import prox_wgsef
+from jaxreg.regularizers.groups import group_ids
 from jaxreg.transforms.proximal import half_space_projection, proximal
 
 BASES = {

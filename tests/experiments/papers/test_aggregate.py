@@ -1,0 +1,19 @@
+"""Bag means."""
+
+from tests.experiments import recipe_checks
+
+
+def test_smoke(tmp_path):
+  recipe_checks.check_smoke("aggregate", tmp_path)
+
+
+def test_run_and_predict(tmp_path):
+  recipe_checks.check_run_and_predict("aggregate", tmp_path)
+
+
+def test_paper_step():
+  recipe_checks.check_paper_step("aggregate")
+
+
+def test_paper_ten_steps(tmp_path):
+  recipe_checks.check_paper_ten_steps("aggregate", tmp_path)

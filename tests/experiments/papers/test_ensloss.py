@@ -1,0 +1,19 @@
+"""EnsLoss."""
+
+from tests.experiments import recipe_checks
+
+
+def test_smoke(tmp_path):
+  recipe_checks.check_smoke("ensloss", tmp_path)
+
+
+def test_run_and_predict(tmp_path):
+  recipe_checks.check_run_and_predict("ensloss", tmp_path)
+
+
+def test_paper_step():
+  recipe_checks.check_paper_step("ensloss")
+
+
+def test_paper_ten_steps(tmp_path):
+  recipe_checks.check_paper_ten_steps("ensloss", tmp_path)

@@ -1,0 +1,11 @@
+"""EQ-Net."""
+
+from tests.experiments import recipe_checks
+
+
+def test_smoke(tmp_path):
+  recipe_checks.check_smoke("eq_net", tmp_path)
+
+
+def test_run_and_predict(tmp_path):
+  recipe_checks.check_run_and_predict("eq_net", tmp_path)

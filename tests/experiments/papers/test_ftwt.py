@@ -1,0 +1,11 @@
+"""Fire Together Wire Together."""
+
+from tests.experiments import recipe_checks
+
+
+def test_smoke(tmp_path):
+  recipe_checks.check_smoke("ftwt", tmp_path)
+
+
+def test_run_and_predict(tmp_path):
+  recipe_checks.check_run_and_predict("ftwt", tmp_path)

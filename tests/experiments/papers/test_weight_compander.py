@@ -1,0 +1,11 @@
+"""Weight compander."""
+
+from tests.experiments import recipe_checks
+
+
+def test_smoke(tmp_path):
+  recipe_checks.check_smoke("weight_compander", tmp_path)
+
+
+def test_run_and_predict(tmp_path):
+  recipe_checks.check_run_and_predict("weight_compander", tmp_path)
