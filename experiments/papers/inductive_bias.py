@@ -157,20 +157,20 @@ def kernel_space(key, inputs, targets, tests, test_targets, *, bandwidth, jitter
   posterior = hypothesis_posterior(
     kernel(inputs, inputs), kernel(tests, inputs), kernel(tests, tests), targets, jitter=jitter
   )
-  law = error_law(posterior, test_targets)
-  return law, sample_hypothesis_errors(key, law, samples=samples)
+  distribution = error_law(posterior, test_targets)
+  return distribution, sample_hypothesis_errors(key, distribution, samples=samples)
 
 
 @jax.jit
-def saddlepoint_biases(law, targets):
+def saddlepoint_biases(distribution, targets):
   """The biases at several targets."""
-  return jax.lax.map(lambda target: saddlepoint_inductive_bias(law, target), targets)
+  return jax.lax.map(lambda target: saddlepoint_inductive_bias(distribution, target), targets)
 
 
-def tails(law, errors, targets):
+def tails(distribution, errors, targets):
   """Biases at `targets` by the distribution fitted to the errors, and by the saddlepoint."""
   fitted = scaled_chi2_inductive_bias(targets, fit_scaled_chi2(errors))
-  return np.asarray(fitted), np.asarray(saddlepoint_biases(law, targets))
+  return np.asarray(fitted), np.asarray(saddlepoint_biases(distribution, targets))
 
 
 def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
@@ -185,16 +185,16 @@ def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
 def _ridge_rows(config: Config, seed: int) -> dict:
   row = {}
   for dimension in DIMENSIONS:
-    law, errors = kernel_space(
+    distribution, errors = kernel_space(
       jax.random.key(seed),
       *map(jnp.asarray, ridge_function(seed, dimension, config)),
       bandwidth=config.bandwidth,
       jitter=config.jitter,
       samples=config.draws,
     )
-    mean, _ = error_moments(law)
+    mean, _ = error_moments(distribution)
     targets = jnp.concatenate([jnp.array([config.target]), mean * jnp.array(FRACTIONS + CURVE)])
-    fitted, saddlepoint = tails(law, errors, targets)
+    fitted, saddlepoint = tails(distribution, errors, targets)
     row[f"bias {dimension}"] = fitted[0]
     row[f"saddlepoint bias {dimension}"] = saddlepoint[0]
     for index, fraction in enumerate(FRACTIONS, start=1):
@@ -208,14 +208,14 @@ def _digits_row(config: Config, seed: int) -> dict:
   data = bundled.digits()
   images, labels = data["x"].reshape(len(data["y"]), -1).astype(np.float64), np.eye(CLASSES)[data["y"]]
   train, test = (np.asarray(ids) for ids in _split(config, seed))
-  law, errors = kernel_space(
+  distribution, errors = kernel_space(
     jax.random.key(seed),
     *(jnp.asarray(array) for array in (images[train], labels[train], images[test], labels[test])),
     bandwidth=config.digits_bandwidth,
     jitter=config.jitter,
     samples=config.draws,
   )
-  fitted, saddlepoint = tails(law, errors, jnp.array([config.digits_target]))
+  fitted, saddlepoint = tails(distribution, errors, jnp.array([config.digits_target]))
   return {"kernel bias": fitted[0], "kernel saddlepoint bias": saddlepoint[0], "kernel errors": errors}
 
 
