@@ -15,6 +15,7 @@ from jaxreg.layers import weight_compander
 from jaxreg.layers.weight_compander import ARCTAN, SOFTSIGN, TANH, compand, uncompand
 from jaxreg.metrics.weights import he_deviation
 from jaxreg.models import MLP
+from tests.conformance import draw_logits, extreme_logits, row
 
 every_curve = pytest.mark.parametrize("curve", [ARCTAN, TANH, SOFTSIGN], ids=repr)
 numbers = functools.partial(st.floats, allow_subnormal=False)
@@ -247,3 +248,23 @@ def test_bad_input():
     weight_compander.compander_init(PARAMS, slope=-1.0)
   with pytest.raises(ValueError, match="params.a/kernel. must be floating"):
     weight_compander.compander_init({"a": {"kernel": jnp.ones((2, 2), int)}})
+
+
+ROWS = [
+  row(
+    weight_compander.compand,
+    lambda rng: (draw_logits(rng),),
+    extreme=extreme_logits,
+    bad=(("values", lambda values: (values.astype(np.int32),)),),
+    examples="any",
+    options=dict(amplitude=(0.5, 2.0), width=(0.5, 2.0)),
+  ),
+  row(
+    weight_compander.uncompand,
+    lambda rng: (np.tanh(draw_logits(rng)) / 2,),
+    extreme=extreme_logits,
+    bad=(("weights", lambda weights: (weights.astype(np.int32),)),),
+    examples="any",
+    options=dict(amplitude=(0.5, 2.0), width=(0.5, 2.0)),
+  ),
+]
