@@ -30,6 +30,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -158,6 +159,33 @@ def metric_row(function, *, arguments=None, call=None, bad=None, **options):
     wide=True,
     options=options,
   )
+
+
+def module_row(module, arguments, *, options=None, call=None, **keywords):
+  """`module(*arguments, **options)` of a Flax module, with variables that are waves."""
+  options = options or {}
+
+  def apply(*arguments):
+    variables = waves(module, *arguments, **options)
+    return (call or (lambda module, variables, *arguments: module.apply(variables, *arguments, **options)))(
+      module, variables, *arguments
+    )
+
+  return row(type(module), arguments, call=apply, **{"examples": "batch", "wide": True, **keywords})
+
+
+def waves(module, *arguments, **options):
+  """Variables for a module: small parameters of both signs, positive statistics, four bits, and true."""
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments, **options))
+  dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(arguments)), jnp.float32)
+
+  def fill(path, leaf):
+    wave = np.cos(1.0 + np.arange(leaf.size)).reshape(leaf.shape)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return jnp.full(leaf.shape, 4, leaf.dtype)
+    return jnp.asarray(wave / 2 if path[0].key == "params" else 1 + wave / 4, dtype)
+
+  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 class Transform(NamedTuple):

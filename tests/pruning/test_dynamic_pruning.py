@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.pruning import dynamic_pruning as pruning
-from tests.conformance import CLASSES, EXAMPLES, draw_logits, extreme_logits, row
+from tests.conformance import CLASSES, EXAMPLES, draw_logits, extreme_logits, module_row, row
 
 TOLERANCE = 1e-5
 mass_programs = functools.cache(lambda min_keep: jax.jit(functools.partial(pruning.mass_mask, min_keep=min_keep)))
@@ -319,6 +319,19 @@ _BAD_MASKS = (
 
 
 ROWS = [
+  row(
+    pruning.straight_through_mask,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    call=lambda logits: (pruning.straight_through_mask(logits), logits),
+    bad=(("logits", lambda logits: (logits.astype(np.int32),)),),
+    surrogate=lambda logits, results: results[0] + jax.nn.sigmoid(logits) - jax.nn.sigmoid(results[1]),
+  ),
+  module_row(pruning.MaskHead(3), lambda rng: (rng.normal(size=(EXAMPLES, 2, 2, 4)),)),
+  module_row(
+    pruning.MaskedConv(3),
+    lambda rng: (rng.normal(size=(EXAMPLES, 4, 4, 2)),),
+    options=dict(target=functools.partial(pruning.mass_mask, mass=0.9), train=False),
+  ),
   mask(pruning.mass_mask, mass=(0.2, 0.9)),
   mask(pruning.uniform_mask, prune_ratio=(0.1, 0.7)),
   row(
