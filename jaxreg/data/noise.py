@@ -56,8 +56,9 @@ def symmetric_noise(
     `[examples]` of the same dtype.
 
   Raises:
-    ValueError: when `rate` is outside [0, 1].
+    ValueError: when labels are not integers or `rate` is outside [0, 1].
   """
+  _check_labels(labels)
   check_hyperparameter("rate", rate, low=0, high=1)
   choose, draw = jax.random.split(key)
   uniform = jax.random.uniform(choose, labels.shape)
@@ -90,7 +91,7 @@ def pair_flip_noise(key: jax.Array, labels: jax.Array, *, rate: float | jax.Arra
     `[examples]` of the same dtype.
 
   Raises:
-    ValueError: when `rate` is outside [0, 1].
+    ValueError: when labels are not integers or `rate` is outside [0, 1].
   """
   return class_map_noise(key, labels, rate=rate, mapping=(np.arange(num_classes) + 1) % num_classes)
 
@@ -115,8 +116,9 @@ def class_map_noise(
     `[examples]` of the same dtype.
 
   Raises:
-    ValueError: when `rate` is outside [0, 1].
+    ValueError: when labels are not integers or `rate` is outside [0, 1].
   """
+  _check_labels(labels)
   check_hyperparameter("rate", rate, low=0, high=1)
   flips = jax.random.uniform(key, labels.shape) < rate
   if isinstance(mapping, Mapping):
@@ -180,11 +182,12 @@ def instance_dependent_noise(
     `[examples]` of the same dtype.
 
   Raises:
-    ValueError: when `rate` is outside [0, 1].
+    ValueError: when labels are not integers or `rate` is outside [0, 1].
 
   Reference: Xia et al., "Part-dependent Label Noise: Towards Instance-dependent Label Noise", NeurIPS 2020, Algorithm 2
     (of which this is the projection variant that later code shares).
   """
+  _check_labels(labels)
   check_hyperparameter("rate", rate, low=0, high=1)
   rates, directions, draw = jax.random.split(key, 3)
   flat = inputs.reshape(inputs.shape[0], -1)
@@ -197,3 +200,8 @@ def instance_dependent_noise(
   own = jax.nn.one_hot(labels, num_classes, dtype=bool)
   others = jax.nn.log_softmax(jnp.where(own, -jnp.inf, scores)) + jnp.log(own_rate)[:, None]
   return jax.random.categorical(draw, jnp.where(own, jnp.log1p(-own_rate)[:, None], others)).astype(labels.dtype)
+
+
+def _check_labels(labels) -> None:
+  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+    raise ValueError(f"labels must be integer class indices, got dtype {jnp.result_type(labels)}.")

@@ -212,6 +212,7 @@ def koenigs(correlation: jax.Array, dual: DualActivation, *, iterations: int = 2
     de certaines équations fonctionnelles", 1884.
   """
   value, one = _start(correlation, iterations, dual)
+  value = jnp.where(one, 0.5, value)  # where it is infinite, the gradient is 0 and not NaN
   slope = dual.derivative(jnp.zeros((), value.dtype))
   tiny = jnp.finfo(value.dtype).tiny ** 0.4  # whose square, in the ratio's gradient, does not vanish
   complement = dual.complement or (lambda t: 1 - dual.covariance(1 - t))

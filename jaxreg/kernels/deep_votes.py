@@ -34,7 +34,10 @@ def singular_vote(correlation: jax.Array, targets: jax.Array, dual: DualActivati
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the singular-kernel limit.
   """
   _check_votes(correlation, targets)
-  return _weighted(jnp.log(jnp.maximum(koenigs(correlation, dual, iterations=iterations), 0)), targets)
+  kernel = koenigs(correlation, dual, iterations=iterations)
+  # A weight of 0 has no gradient; where all are 0 the vote is that of the majority.
+  log_kernel = jnp.log(jnp.where(kernel > 0, kernel, 1))
+  return _weighted(jnp.where(kernel > 0, log_kernel, jnp.finfo(kernel.dtype).min), targets)
 
 
 def hilbert_vote(correlation: jax.Array, targets: jax.Array, *, exponent: float | jax.Array) -> jax.Array:

@@ -259,7 +259,11 @@ def saddlepoint_inductive_bias(law: ErrorLaw, target: float | jax.Array, *, iter
   lowest = law.biases.size / total + jnp.sum(squares / weights) / (4 * total)
   ends = -jnp.log1p(2 * largest * lowest), jnp.log1p(total / (outputs * largest))
   (low, high), _ = jax.lax.scan(halve, ends, None, length=iterations)
-  t = argument((low + high) / 2)
+  t = jax.lax.stop_gradient(argument((low + high) / 2))
+  # Halving has no derivative: the saddlepoint moves so that the first derivative stays the total.
+  first, second, _ = derivatives(t)
+  error = first - total
+  t = t - (error - jax.lax.stop_gradient(error)) / jax.lax.stop_gradient(second)
   cumulant = jnp.sum(-outputs / 2 * jnp.log1p(-2 * weights * t) + t * squares / (1 - 2 * weights * t))
   root = jnp.sign(t) * jnp.sqrt(jnp.maximum(2 * (t * total - cumulant), 0))
   _, second, third = derivatives(t)

@@ -40,10 +40,11 @@ class BoundedSupport(nn.Module):
     """Unbounded values and the log determinant of points `[n, d]`: `[n, d]`, `[n]`."""
     # 1 - 1e-10 is 1 in float32.
     clip = max(self.clip, jnp.finfo(points.dtype).eps)
-    share = jnp.clip((points - self.low) / (self.high - self.low), clip, 1 - clip)
+    wide = points.astype(jnp.promote_types(points.dtype, jnp.float32))
+    share = jnp.clip((wide - self.low) / (self.high - self.low), clip, 1 - clip)
     log, log_rest = jnp.log(share), jnp.log1p(-share)
     logdet = -jnp.sum(log + log_rest, axis=-1) - points.shape[-1] * math.log(self.high - self.low)
-    return log - log_rest, logdet
+    return (log - log_rest).astype(points.dtype), logdet.astype(points.dtype)
 
   def inverse(self, values: jax.Array) -> jax.Array:
     """The points of unbounded values."""
@@ -297,8 +298,9 @@ class KRnet(nn.Module):
 
 def _share(points):
   """Where in [0, 1] a value of [-BOUND, BOUND] lies, and whether it does."""
-  inside = jnp.abs(points) < BOUND
-  return (jnp.where(inside, points, 0) + BOUND) / (2 * BOUND), inside
+  wide = points.astype(jnp.promote_types(points.dtype, jnp.float32))  # the bound is far larger than most points
+  inside = jnp.abs(wide) < BOUND
+  return (jnp.where(inside, wide, 0) + BOUND) / (2 * BOUND), inside
 
 
 def _mesh(bins):

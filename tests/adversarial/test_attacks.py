@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxreg.adversarial import attacks
+from tests.conformance import EXAMPLES, row
 
 BATCH, FEATURES = 8, 6
 
@@ -173,3 +174,34 @@ def test_bad_input(linear):
     attacks.pgd(lambda x: jnp.sum(x), inputs, key, **good)
   with pytest.raises(ValueError, match="inputs must be floating point"):
     attacks.fgsm(_loss(weights), inputs.astype(int), radius=0.1)
+
+
+def _each_loss(inputs):
+  return jnp.sum(jnp.sin(3 * inputs), axis=-1)
+
+
+ROWS = [
+  *(
+    row(
+      attacks.fgsm,
+      lambda rng: (rng.normal(size=(EXAMPLES, 3)),),
+      call=lambda inputs, radius, norm=norm: attacks.fgsm(_each_loss, inputs, radius=radius, norm=norm),
+      bad=(("inputs", lambda inputs: (inputs.astype(np.int32),)),),
+      examples="batch",
+      differentiable=False,
+      options=dict(radius=(0.0, 0.5)),
+    )._replace(label=f"attacks.fgsm-{norm}")
+    for norm in ("linf", "l2")
+  ),
+  row(
+    attacks.pgd,
+    lambda rng: (rng.normal(size=(EXAMPLES, 3)),),
+    call=lambda inputs, radius, step_size: attacks.pgd(
+      _each_loss, inputs, jax.random.key(0), radius=radius, step_size=step_size, steps=3, start_radius=0.0
+    ),
+    bad=(("inputs", lambda inputs: (inputs.astype(np.int32),)),),
+    examples="batch",
+    differentiable=False,
+    options=dict(radius=(0.1, 0.5), step_size=(0.05, 0.1)),
+  ),
+]

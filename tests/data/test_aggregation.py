@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.data import aggregation
 from jaxreg.data.aggregation import aggregate, gaussian_private_bag_means, laplace_private_bag_means
+from tests.conformance import EXAMPLES, draw_logits, row
 
 
 def test_every_example_is_in_one_bag_and_the_rest_is_left_out():
@@ -45,3 +47,19 @@ def test_bad_bag_size(bag_size):
 def test_bad_privacy_parameters(change, named):
   with pytest.raises(ValueError, match=named):
     laplace_private_bag_means(jax.random.key(0), jnp.zeros((3, 2)), **{"clip": 1.0, "epsilon": 1.0, **change})
+
+
+ROWS = [
+  row(
+    aggregation.aggregate,
+    lambda rng: (draw_logits(rng), rng.normal(size=EXAMPLES)),
+    call=lambda inputs, responses: list(aggregation.aggregate(jax.random.key(0), inputs, responses, bag_size=4)),
+    bad=(("responses", lambda inputs, responses: (inputs, responses[1:])),),
+  ),
+]
+
+
+EXEMPT = {
+  "gaussian_private_bag_means": "draws; its tests compare the distributions",
+  "laplace_private_bag_means": "draws; its tests compare the distributions",
+}

@@ -55,3 +55,9 @@ def test_bad_modular_arguments(arguments):
 def test_bad_parity_arguments():
   with pytest.raises(ValueError, match="num_relevant"):
     sparse_parity(jax.random.key(0), num_bits=3, num_relevant=4, train_size=1, test_size=1)
+
+
+EXEMPT = {
+  "modular_arithmetic": "makes a data set on the host",
+  "sparse_parity": "makes a data set on the host",
+}

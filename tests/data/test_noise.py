@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from jaxreg.data import noise
+from jaxreg.data import noise as label_noise
+from tests.conformance import EXAMPLES, row, unchanged
 
 COUNT = 20_000
 
@@ -65,3 +67,33 @@ def test_bad_rate(labels):
   for draw in (noise.symmetric_noise, noise.pair_flip_noise):
     with pytest.raises(ValueError, match="rate must lie in"):
       draw(jax.random.key(0), labels, rate=1.1, num_classes=10)
+
+
+def _noise(function, **options):
+  """`function(key, labels, …)`, other labels."""
+  return row(
+    function,
+    lambda rng: (rng.integers(0, 10, EXAMPLES).astype(np.int32),),
+    call=lambda labels, **options: function(jax.random.key(0), labels, **options),
+    extreme=unchanged,
+    bad=(("labels", lambda labels: (labels * 1.0,)),),
+    differentiable=False,
+    wide=True,
+    options=dict(rate=(0.0, 1.0), **options),
+  )
+
+
+ROWS = [
+  _noise(label_noise.class_map_noise, mapping=label_noise.CIFAR10_CONFUSIONS)._replace(label="noise.class_map_noise"),
+  _noise(label_noise.pair_flip_noise, num_classes=10),
+  _noise(label_noise.symmetric_noise, num_classes=10),
+  _noise(label_noise.symmetric_noise, num_classes=10, include_true=False),
+]
+
+
+EXEMPT = {
+  "CIFAR10_CONFUSIONS": "numbers",
+  "LETTER_CONFUSIONS": "numbers",
+  "instance_dependent_noise": "draws in the inputs' precision; its tests compare the distributions",
+  "superclass_mapping": "of NumPy arrays on the host",
+}

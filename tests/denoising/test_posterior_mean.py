@@ -14,6 +14,7 @@ from jaxreg.losses.score_matching import (
   posterior_mean_squared_loss,
   score_regression_weight,
 )
+from tests.conformance import CLASSES, EXAMPLES, draw_logits, row
 
 MIXTURE = dict(
   means=np.array([[0.8, 0.8], [-0.8, 0.5], [0.1, -0.7]]),
@@ -139,3 +140,53 @@ def test_bad_input():
     closed.linear_vp_schedule(TIMES, start_rate=-1.0, end_rate=1.0)
   with pytest.raises(ValueError, match="times must be floating"):
     closed.linear_vp_schedule(np.arange(3), start_rate=0.1, end_rate=1.0)
+
+
+def _mixture(rng):
+  return rng.normal(size=(3, CLASSES)), rng.uniform(0.1, 1, 3), rng.dirichlet(np.ones(3))
+
+
+def _of_mixture(function):
+  """`function(noisy, …)` of a Gaussian mixture."""
+  return row(
+    function,
+    lambda rng: (draw_logits(rng), *_mixture(rng)),
+    call=lambda noisy, means, variances, weights, **schedule: function(
+      noisy, means=means, variances=variances, weights=weights, **schedule
+    ),
+    bad=(("noisy", lambda noisy, *rest: (noisy.astype(np.int32), *rest)),),
+    options=dict(signal=(0.2, 0.9), variance=(0.2, 0.9)),
+  )
+
+
+def _converts(function, named):
+  """`function(values, noisy, signal, variance)`."""
+  bad = (("shapes", lambda x, y: (x, y[1:])), (named, lambda x, y: (x.astype(np.int32), y)))
+  draw = lambda rng: (draw_logits(rng), draw_logits(rng))
+  return row(function, draw, bad=bad, examples="any", options=dict(signal=(0.2, 0.9), variance=(0.2, 0.9)))
+
+
+ROWS = [
+  row(
+    closed.empirical_posterior_mean,
+    lambda rng: (draw_logits(rng), rng.normal(size=(3, CLASSES))),
+    bad=(("noisy", lambda noisy, examples: (noisy.astype(np.int32), examples)),),
+    options=dict(signal=(0.2, 0.9), variance=(0.2, 0.9)),
+  ),
+  _of_mixture(closed.gaussian_mixture_posterior_mean),
+  _of_mixture(closed.gaussian_mixture_score),
+  row(
+    closed.linear_vp_schedule,
+    lambda rng: (rng.uniform(0, 1, EXAMPLES),),
+    extreme=lambda times: (np.resize([0.0, 1e4], times.shape),),
+    bad=(("times", lambda times: (times.astype(np.int32),)),),
+    options=dict(start_rate=(0.0, 1.0), end_rate=(1.0, 8.0)),
+  ),
+  _converts(closed.posterior_mean_from_score, "score"),
+  _converts(closed.score_from_posterior_mean, "posterior_mean"),
+]
+
+
+EXEMPT = {
+  "NoiseSchedule": "result of linear_vp_schedule",
+}

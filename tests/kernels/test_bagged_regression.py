@@ -7,6 +7,7 @@ import pytest
 
 from jaxreg.kernels import bagged_regression as theory
 from jaxreg.losses.aggregate import interpolated_bag_squared_loss
+from tests.conformance import EXAMPLES, EXTREME, row, unchanged
 
 
 @pytest.mark.golden
@@ -135,3 +136,54 @@ def test_private_bag_level_prefers_single_examples(x64):
 def test_bad_input(call, named):
   with pytest.raises(ValueError, match=named):
     call()
+
+
+def _aspects(rng):
+  """Dimensions per example, bag sizes and weights of the spread."""
+  return rng.uniform(0.1, 0.9, EXAMPLES), rng.uniform(1.1, 8, EXAMPLES), rng.uniform(0.1, 2, EXAMPLES)
+
+
+ROWS = [
+  row(theory.aggregate_fixed_point, _aspects, extreme=unchanged, examples="any", wide=True),
+  row(
+    theory.aggregate_risk,
+    _aspects,
+    call=lambda *arguments, **variances: list(theory.aggregate_risk(*arguments, **variances)),
+    extreme=unchanged,
+    wide=True,
+    options=dict(noise=(0.5, 2.0), signal=(0.5, 2.0)),
+  ),
+  row(
+    theory.effective_noise,
+    lambda rng: (rng.uniform(0.5, 2, EXAMPLES),),
+    extreme=unchanged,
+    examples="any",
+    wide=True,
+    options=dict(clip=(0.5, 2.0), epsilon=(0.5, 2.0), bag_size=(1.0, 4.0)),
+  ),
+  row(
+    theory.interpolated_ridge,
+    lambda rng: (rng.normal(size=(6, 2, 3)), rng.normal(size=6)),
+    extreme=lambda features, means: (EXTREME * features, EXTREME * means),
+    bad=(
+      ("features", lambda features, means: (features.astype(np.int32), means)),
+      ("bag_means", lambda features, means: (features, means[1:])),
+    ),
+    wide=True,
+    options=dict(rho=(0.1, 1.0), ridge=(0.1, 1.0)),
+  ),
+  row(
+    theory.optimal_instance_bag_size,
+    lambda rng: (rng.uniform(0.1, 0.9, EXAMPLES),),
+    extreme=unchanged,
+    examples="any",
+    wide=True,
+    options=dict(clip=(0.5, 2.0), epsilon=(0.5, 2.0)),
+  ),
+]
+
+
+EXEMPT = {
+  "optimal_bag_size": "the best of a list of sizes, where ties are decided by rounding",
+  "optimal_rho": "a search on a flat optimum: rounding moves it more than it moves the risk",
+}

@@ -15,6 +15,7 @@ from jaxreg.kernels import gradient_flow
 from jaxreg.kernels.lazy_rich_dmft import committee_dmft
 from jaxreg.kernels.lazy_training import eigenvector_labels, lazy_learning_rate, lazy_output
 from jaxreg.metrics import lazy_rich
+from tests.conformance import row
 
 # The room exports a function of the module's name, which hides it from an import statement.
 theory = importlib.import_module("jaxreg.kernels.committee")
@@ -302,3 +303,59 @@ def check_dmft(arrays):
 
 
 KEY_OF = {check_network: "out_f", check_kernel: "out_K0", check_descent: "out_W", check_flow: "times"}
+
+
+def _network(rng):
+  return rng.normal(size=(4, 3)), rng.normal(size=3)
+
+
+def _through_statistics(function):
+  """`function(statistics, teacher)` as a function of the network's weights."""
+
+  def call(weights, teacher, **options):
+    return function(theory.committee_statistics(weights), teacher, **options)
+
+  return call
+
+
+ROWS = [
+  row(
+    theory.committee,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(5, 3))),
+    options=dict(output_scale=(0.5, 2.0), curvature=(0.5, 2.0)),
+  ),
+  row(
+    theory.committee_alignment,
+    _network,
+    call=_through_statistics(theory.committee_alignment),
+    wide=True,
+    options=dict(curvature=(0.5, 2.0)),
+  ),
+  row(
+    theory.committee_risk,
+    _network,
+    call=_through_statistics(theory.committee_risk),
+    wide=True,
+    options=dict(output_scale=(0.5, 2.0), curvature=(0.5, 2.0)),
+  ),
+  row(
+    theory.committee_initial_ntk,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(5, 3))),
+    options=dict(curvature=(0.5, 2.0)),
+  ),
+  row(
+    theory.committee_ntk,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(5, 3)), rng.normal(size=(6, 3))),
+    call=lambda x, y, weights, **options: theory.committee_ntk(x, y, theory.committee_statistics(weights), **options),
+    options=dict(curvature=(0.5, 2.0)),
+  ),
+  row(theory.committee_statistics, lambda rng: (rng.normal(size=(4, 3)),), wide=True),
+]
+
+
+EXEMPT = {
+  "CommitteeRisk": "result of committee_risk",
+  "CommitteeSpectrum": "result of committee_spectrum",
+  "CommitteeStatistics": "result of committee_statistics",
+  "committee_spectrum": "three formulas of integers and one number",
+}

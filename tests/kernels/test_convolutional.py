@@ -11,6 +11,7 @@ from jaxreg.kernels import convolutional as conv
 from jaxreg.kernels import dual_activations as duals
 from jaxreg.kernels import empirical
 from jaxreg.kernels import infinite_width as iw
+from tests.conformance import row
 
 RELU = duals.relu_dual()
 
@@ -160,3 +161,29 @@ def test_bad_input(images):
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+def _images(rng):
+  return (rng.normal(size=(2, 4, 4, 1)),)
+
+
+_BAD_IMAGES = (("images", lambda images: (images[0],)), ("images", lambda images: (images.astype(np.int32),)))
+
+
+ROWS = [
+  row(conv.image_patches, _images, bad=_BAD_IMAGES, options=dict(size=3)),
+  row(conv.image_state, _images, bad=_BAD_IMAGES, wide=True),
+  row(conv.pixel_state, _images, bad=_BAD_IMAGES, wide=True),
+  row(
+    conv.convolution,
+    _images,
+    call=lambda images, **options: conv.convolution(conv.pixel_state(images), size=3, **options),
+    wide=True,
+    options=dict(weight_variance=(0.5, 2.0), bias_variance=(0.0, 0.5)),
+  ),
+  row(conv.flatten, _images, call=lambda images: conv.flatten(conv.pixel_state(images)), wide=True),
+  row(
+    conv.global_average_pool, _images, call=lambda images: conv.global_average_pool(conv.image_state(images)), wide=True
+  ),
+  row(conv.average_pool, _images, call=lambda images: conv.average_pool(conv.image_state(images), size=2), wide=True),
+]

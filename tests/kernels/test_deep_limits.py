@@ -12,6 +12,7 @@ from jaxreg.kernels import deep_limits as limits
 from jaxreg.kernels import deep_votes
 from jaxreg.kernels import dual_activations as duals
 from jaxreg.kernels.gradient_flow import kernel_classify, kernel_regression
+from tests.conformance import EXAMPLES, EXTREME, row
 
 
 def hermite(degree):
@@ -293,3 +294,55 @@ def test_bad_input():
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+def _of_correlations(function, call, **options):
+  """`function(correlation, …)`, elementwise."""
+  return row(
+    function,
+    lambda rng: (rng.uniform(-0.9, 0.9, EXAMPLES),),
+    call=call,
+    extreme=lambda correlation: (np.resize([0.99, -0.99, 0.0], correlation.shape),),
+    examples="any",
+    wide=True,
+    options=options,
+  )
+
+
+ROWS = [
+  _of_correlations(
+    limits.deep_nngp, lambda x: limits.deep_nngp(x, depth=3, dual=duals.normalize_dual(duals.relu_dual()))
+  ),
+  _of_correlations(
+    limits.deep_ntk, lambda x: limits.deep_ntk(x, depth=3, dual=duals.normalize_dual(duals.relu_dual()))
+  ),
+  _of_correlations(limits.koenigs, lambda x: limits.koenigs(x, limits.optimal_dual(2), iterations=30)),
+  _of_correlations(limits.optimal_dual, lambda x: limits.optimal_dual(2).covariance(x)),
+  _of_correlations(limits.sine_sphere_dual, lambda x, q: limits.sine_sphere_dual(q).covariance(x), q=(1.0, 3.0)),
+  row(
+    limits.singularity_exponent,
+    lambda rng: (np.float64(rng.normal()),),
+    call=lambda factor, q: factor * limits.singularity_exponent(limits.sine_sphere_dual(q)),
+    wide=True,
+    options=dict(q=(1.0, 3.0)),
+  ),
+  row(
+    limits.log_deep_kernels,
+    lambda rng: (rng.uniform(-2, -0.1, EXAMPLES),),
+    call=lambda logs: list(limits.log_deep_kernels(logs, depth=3, coefficients=[0.0, 0.0, 0.0, 1.0])),
+    extreme=lambda logs: (np.resize([-EXTREME, -1e-3], logs.shape),),
+    wide=True,
+  ),
+  row(
+    limits.sphere_gram,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(5, 3))),
+    bad=(("inputs", lambda x, y: (x.astype(np.int32), y)), ("features", lambda x, y: (x, y[:, 1:]))),
+    wide=True,
+  ),
+]
+
+
+EXEMPT = {
+  "depth_taxonomy": "names the limit of a fixed activation",
+  "solve_sine_frequency": "of a Python number",
+}

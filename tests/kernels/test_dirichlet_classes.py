@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxreg.kernels import dirichlet_classes as ds
+from tests.conformance import EXAMPLES, EXTREME, row
 
 PAIR = [[0.5, 0.5, 2.5], [2.5, 0.1, 0.5]]
 
@@ -61,3 +62,22 @@ def test_bad_input():
     ds.dirichlet_sphere(key, 0, concentrations=PAIR)
   with pytest.raises(ValueError, match="inputs must have 3"):
     ds.dirichlet_sphere_log_odds(jnp.ones((2, 2)), concentrations=PAIR)
+
+
+ROWS = [
+  row(
+    ds.dirichlet_sphere_log_odds,
+    lambda rng: (rng.uniform(0.1, 1, (EXAMPLES, 3)), rng.uniform(0.5, 2, (2, 3))),
+    call=lambda inputs, concentrations, **options: ds.dirichlet_sphere_log_odds(
+      inputs, concentrations=concentrations, **options
+    ),
+    extreme=lambda inputs, concentrations: (np.resize([EXTREME, 1e-4, 1.0, 1.0], inputs.shape), concentrations),
+    wide=True,
+    options=dict(prior=(0.2, 0.8)),
+  ),
+]
+
+
+EXEMPT = {
+  "dirichlet_sphere": "draws; its tests compare the distributions",
+}

@@ -11,6 +11,7 @@ import pytest
 from scipy import integrate, special
 
 from jaxreg.kernels import dual_activations as duals
+from tests.conformance import EXAMPLES, row
 
 HERMITE = (0.3, -0.5, 0.2, 0.7)
 SMOOTH = {
@@ -222,3 +223,56 @@ def test_bad_input():
     duals.numerical_dual(jnp.tanh, points=8, terms=9)
   with pytest.raises(ValueError, match="dual must be"):
     duals.normalize_dual(jnp.tanh)
+
+
+def _dual(function, build=None, **options):
+  """Both moments of `function(…)`, an activation, at the covariances of variables with variances 1.2 and 0.8."""
+
+  def call(covariance, **hyperparameters):
+    dual = (build or function)(**hyperparameters)
+    return [moment(covariance, 1.2, 0.8) for moment in (dual.covariance, dual.derivative)]
+
+  return row(
+    function,
+    lambda rng: (rng.uniform(-0.9, 0.9, 4),),
+    call=call,
+    extreme=lambda covariance: (np.resize([0.97, -0.97, 0.0], covariance.shape),),
+    wide=True,
+    options=options,
+  )
+
+
+ROWS = [
+  _dual(duals.abs_dual),
+  _dual(duals.cosine_dual, frequency=(0.5, 2.0)),
+  _dual(duals.erf_dual),
+  _dual(duals.exponential_dual, rate=(0.5, 1.5)),
+  _dual(duals.gaussian_dual, rate=(0.2, 1.0)),
+  _dual(duals.gelu_dual),
+  _dual(duals.hermite_dual, lambda: duals.hermite_dual([0.0, 0.5, 0.5])),
+  _dual(duals.leaky_relu_dual, negative_slope=(0.0, 0.5)),
+  _dual(duals.monomial_dual, lambda: duals.monomial_dual(degree=3)),
+  _dual(duals.numerical_dual, lambda: duals.numerical_dual(jnp.tanh, points=32, terms=8)),
+  _dual(duals.relu_dual),
+  _dual(duals.sign_dual),
+  _dual(duals.sine_dual, frequency=(0.5, 2.0), phase=(0.0, 1.0)),
+  _dual(duals.step_dual),
+  row(
+    duals.normalize_dual,
+    lambda rng: (rng.uniform(-0.9, 0.9, 4),),
+    call=lambda correlation: duals.normalize_dual(duals.relu_dual()).covariance(correlation),
+    extreme=lambda correlation: (np.resize([0.97, -0.97, 0.0], correlation.shape),),
+    wide=True,
+  ),
+  row(
+    duals.hermite_activation,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    call=lambda inputs: duals.hermite_activation([0.5, 0.5, 0.2])(inputs),
+    examples="any",
+  ),
+]
+
+
+EXEMPT = {
+  "DualActivation": "what the functions of this module make",
+}

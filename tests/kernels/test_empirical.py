@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxreg.kernels import deep_limits, dual_activations, empirical, infinite_width
+from tests.conformance import row
 
 
 class Network(nn.Module):
@@ -122,3 +123,21 @@ def test_bad_input(network):
   for method in (empirical.empirical_ntk, empirical.ntk_by_jacobians, empirical.ntk_by_vector_products):
     with pytest.raises(ValueError, match="function must give"):
       method(lambda params, x: x, params, first)
+
+
+def _tangent_kernel(function):
+  """`function(network, params, inputs)` of a small network, as a function of the inputs."""
+  network = lambda params, inputs: jnp.tanh(inputs @ params)
+  return row(
+    function,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(3, 2))),
+    call=lambda inputs, params: function(network, params, inputs),
+    wide=True,
+  )
+
+
+ROWS = [
+  _tangent_kernel(empirical.empirical_ntk),
+  _tangent_kernel(empirical.ntk_by_jacobians),
+  _tangent_kernel(empirical.ntk_by_vector_products),
+]

@@ -9,6 +9,7 @@ import pytest
 from scipy import integrate
 
 from jaxreg.kernels import gradient_flow as flow
+from tests.conformance import EXAMPLES, row, unchanged
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 4))
 TARGETS = np.random.default_rng(1).normal(size=(6, 2))
@@ -130,3 +131,54 @@ def test_bad_input():
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+def _residuals(rng):
+  factor = rng.normal(size=(6, 6))
+  return rng.normal(size=6), factor @ factor.T + np.eye(6)
+
+
+def _coefficients(function, **options):
+  """`function(eigensystem, residuals, …)` as a function of the residuals."""
+  call = lambda residuals, gram, **options: function(flow.kernel_eigensystem(gram), residuals, **options)
+  bad = (("residuals", lambda residuals, gram: (residuals[1:], gram)),)
+  return row(function, _residuals, call=call, bad=bad, wide=True, options=options)
+
+
+ROWS = [
+  _coefficients(flow.gradient_descent_coefficients, steps=(1.0, 9.0), learning_rate=(0.001, 0.01), ridge=(0.0, 1.0)),
+  _coefficients(flow.gradient_flow_coefficients, time=(0.1, 2.0), ridge=(0.0, 1.0)),
+  row(
+    flow.kernel_regression,
+    _residuals,
+    call=lambda targets, gram, **options: flow.kernel_regression(gram, targets, **options),
+    bad=(
+      ("gram", lambda targets, gram: (targets, gram[1:])),
+      ("targets", lambda targets, gram: (targets[1:], gram)),
+    ),
+    wide=True,
+    options=dict(ridge=(0.0, 1.0)),
+  ),
+  row(
+    flow.kernel_classify,
+    lambda rng: (rng.normal(size=(4, 6)), rng.normal(size=(6, 3))),
+    bad=(("coefficients", lambda cross, coefficients: (cross, coefficients[1:])),),
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    flow.class_targets,
+    lambda rng: (rng.integers(0, 3, EXAMPLES).astype(np.int32),),
+    extreme=unchanged,
+    bad=(("labels", lambda labels: (labels * 1.0,)),),
+    differentiable=False,
+    wide=True,
+    options=dict(num_classes=3),
+  ),
+]
+
+
+EXEMPT = {
+  "Eigensystem": "result of kernel_eigensystem",
+  "kernel_eigensystem": "eigenvectors, up to their sign; the rows of the coefficients carry it",
+}

@@ -10,6 +10,7 @@ from jaxreg.kernels import convolutional
 from jaxreg.kernels import gram as grams
 from jaxreg.kernels import infinite_width as iw
 from jaxreg.kernels.dual_activations import erf_dual
+from tests.conformance import row
 
 
 def kernel(x, y):
@@ -98,3 +99,12 @@ def test_progress_is_told_tile_by_tile(inputs, mesh):
     jax.block_until_ready(grams.tiled_gram(kernel, first, tile=3, mesh=devices, advance=done.append))
     jax.effects_barrier()
     assert sum(done) == expected
+
+
+ROWS = [
+  row(
+    grams.tiled_gram,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(6, 3))),
+    call=lambda x, y: grams.tiled_gram(lambda a, b: jnp.tanh(a @ b.T), x, y, tile=2),
+  ),
+]

@@ -7,6 +7,7 @@ import pytest
 
 from jaxreg.kernels import hypothesis_space as space
 from jaxreg.kernels.rbf import rbf_kernel
+from tests.conformance import row, unchanged
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -114,3 +115,63 @@ def test_bad_input(problem):
   for message, call in cases:
     with pytest.raises(ValueError, match=message):
       call()
+
+
+def _law(variances, biases):
+  """A law, which is float32 at least."""
+  return space.ErrorLaw(*(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in (variances, biases)))
+
+
+def _of_law(function, **options):
+  """`function(law, target)` as a function of the target."""
+  return row(
+    function,
+    lambda rng: (np.float64(rng.uniform(0.2, 0.6)), rng.uniform(0.5, 1.5, 4), rng.normal(size=(4, 1))),
+    call=lambda target, variances, biases, **options: function(_law(variances, biases), target, **options),
+    extreme=unchanged,
+    wide=True,
+    options=options,
+  )
+
+
+def _interpolation(rng):
+  """Targets, and the Gram matrices of four examples and three tests."""
+  factor = rng.normal(size=(7, 7))
+  gram = factor @ factor.T + np.eye(7)
+  return rng.normal(size=(4, 2)), gram[:4, :4], gram[4:, :4], gram[4:, 4:]
+
+
+def _posterior(targets, gram, cross, tests, **options):
+  return space.hypothesis_posterior(gram, cross, tests, targets, **options)
+
+
+ROWS = [
+  _of_law(space.exact_inductive_bias, terms=64),
+  _of_law(space.saddlepoint_inductive_bias, iterations=60),
+  row(
+    space.error_moments,
+    lambda rng: (rng.normal(size=(4, 1)), rng.uniform(0.5, 1.5, 4)),
+    call=lambda biases, variances: list(space.error_moments(_law(variances, biases))),
+    wide=True,
+  ),
+  row(space.hypothesis_posterior, _interpolation, call=_posterior, wide=True, options=dict(jitter=(0.0, 0.5))),
+  row(
+    space.error_law,
+    lambda rng: (*_interpolation(rng), rng.normal(size=(3, 2))),
+    call=lambda *arguments: sum(jnp.sum(leaf**2) for leaf in space.error_law(_posterior(*arguments[:4]), arguments[4])),
+    wide=True,
+  ),
+  row(
+    space.hypothesis_errors,
+    lambda rng: (*_interpolation(rng), rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 5))),
+    call=lambda *arguments: space.hypothesis_errors(_posterior(*arguments[:4]), *arguments[4:]),
+    wide=True,
+  ),
+]
+
+
+EXEMPT = {
+  "ErrorLaw": "result of error_law",
+  "HypothesisPosterior": "result of hypothesis_posterior",
+  "sample_hypothesis_errors": "draws; its tests compare the distributions",
+}

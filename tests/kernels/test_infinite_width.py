@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 
 from jaxreg.kernels import dual_activations as duals
 from jaxreg.kernels import infinite_width as iw
+from tests.conformance import row
 
 RELU = duals.relu_dual()
 OPTIONS = {"weight_variance": 1.7, "bias_variance": 0.3}
@@ -208,3 +209,51 @@ def test_bad_input(inputs):
   ):
     with pytest.raises(ValueError, match=message):
       call()
+
+
+def _of_inputs(function, call, *, bad=(), **options):
+  """A function of states as one of the inputs."""
+  return row(function, lambda rng: (rng.normal(size=(4, 3)),), call=call, bad=bad, wide=True, options=options)
+
+
+_BAD_INPUTS = (("inputs", lambda inputs: (inputs.astype(np.int32),)), ("inputs", lambda inputs: (inputs[0],)))
+
+
+ROWS = [
+  _of_inputs(iw.activate, lambda x: iw.activate(iw.input_state(x), duals.relu_dual())),
+  _of_inputs(iw.add_states, lambda x: iw.add_states(iw.input_state(x), iw.dense(iw.input_state(x)))),
+  _of_inputs(
+    iw.dense,
+    lambda x, **options: iw.dense(iw.input_state(x), **options),
+    weight_variance=(0.5, 2.0),
+    bias_variance=(0.0, 0.5),
+  ),
+  _of_inputs(
+    iw.dense_standard,
+    lambda x, **options: iw.dense_standard(iw.input_state(x), **options),
+    width=(4.0, 9.0),
+    weight_variance=(0.5, 2.0),
+    bias_variance=(0.1, 0.5),
+  ),
+  _of_inputs(
+    iw.fully_connected,
+    lambda x, **options: iw.fully_connected(x, depth=2, dual=duals.erf_dual(), **options),
+    bad=_BAD_INPUTS,
+    weight_variance=(0.5, 2.0),
+    bias_variance=(0.0, 0.5),
+  ),
+  _of_inputs(
+    iw.fully_connected_standard,
+    lambda x, **options: iw.fully_connected_standard(x, widths=(5, 4), dual=duals.erf_dual(), **options),
+    bad=_BAD_INPUTS,
+    weight_variance=(0.5, 2.0),
+  ),
+  _of_inputs(iw.input_state, iw.input_state, bad=_BAD_INPUTS),
+  _of_inputs(iw.layer_norm, lambda x, epsilon: iw.layer_norm(iw.input_state(x), epsilon=epsilon), epsilon=(1e-6, 1e-2)),
+  _of_inputs(iw.residual, lambda x: iw.residual(iw.input_state(x), iw.dense)),
+]
+
+
+EXEMPT = {
+  "KernelState": "what the functions of this module make",
+}

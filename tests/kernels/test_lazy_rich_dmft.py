@@ -98,3 +98,9 @@ def test_bad_input():
   ):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
       committee_dmft(jax.random.key(0), **{"kappa": 1.0, "neurons": 2, "steps": 5, **options})
+
+
+EXEMPT = {
+  "CommitteeDMFT": "result of committee_dmft",
+  "committee_dmft": "a Monte Carlo simulation; its tests compare it with networks",
+}

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.kernels import rbf
 from jaxreg.kernels.rbf import rbf_kernel, squared_distances
+from tests.conformance import row
 
 X = np.random.default_rng(0).normal(size=(5, 3)) + 30
 Y = np.random.default_rng(1).normal(size=(4, 3)) + 30
@@ -30,3 +32,26 @@ def test_bad_input():
     squared_distances(X.astype(int), Y)
   with pytest.raises(ValueError, match="gamma"):
     rbf_kernel(X, Y, gamma=-1.0)
+
+
+_BAD_SETS = (
+  ("inputs", lambda x, y: (x.astype(np.int32), y)),
+  ("dimensions|others", lambda x, y: (x, y[:, 1:])),
+)
+
+
+ROWS = [
+  row(
+    rbf.rbf_kernel,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(5, 3))),
+    bad=_BAD_SETS,
+    wide=True,
+    options=dict(gamma=(0.1, 1.0)),
+  ),
+  row(
+    rbf.squared_distances,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(5, 3))),
+    bad=_BAD_SETS,
+    wide=True,
+  ),
+]

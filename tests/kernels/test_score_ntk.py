@@ -18,6 +18,7 @@ from jaxreg.kernels.score_ntk import (
   score_output_kernel,
 )
 from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
+from tests.conformance import row, unchanged
 
 RNG = np.random.default_rng(0)
 Z, OTHERS = RNG.normal(size=(8, 3)), RNG.normal(size=(5, 3))
@@ -211,3 +212,42 @@ def test_bad_input():
       early_stopping_step(np.ones(3), **{**options, **changes})
   with pytest.raises(ValueError, match=r"eigenvalues must be \[examples\]"):
     early_stopping_step(np.ones((3, 3)), **options)
+
+
+def _two_sets(rng):
+  return rng.normal(size=(4, 3)), rng.normal(size=(5, 3))
+
+
+ROWS = [
+  row(score_ntk, _two_sets, bad=(("inputs", lambda x, y: (x.astype(np.int32), y)),), wide=True),
+  row(score_output_kernel, _two_sets, bad=(("inputs", lambda x, y: (x.astype(np.int32), y)),), wide=True),
+  row(
+    finite_score_ntk,
+    lambda rng: (*_two_sets(rng), rng.normal(size=(6, 3)), np.sign(rng.normal(size=(2, 6)))),
+    call=lambda x, y, weights, signs: finite_score_ntk(weights, signs, x, y),
+    wide=True,
+  ),
+  row(
+    kernel_descent_path,
+    lambda rng: (rng.normal(size=4), np.eye(4) + 0.1, rng.normal(size=(3, 4))),
+    call=lambda targets, gram, cross, learning_rate: kernel_descent_path(
+      gram, cross, targets, learning_rate=learning_rate, steps=jnp.array([0, 3, 9])
+    ),
+    wide=True,
+    options=dict(learning_rate=(0.01, 0.1)),
+  ),
+  row(
+    early_stopping_step,
+    lambda rng: (np.sort(rng.uniform(0.01, 1, 6)),),
+    call=lambda eigenvalues, **options: early_stopping_step(eigenvalues, longest=50, **options),
+    extreme=unchanged,
+    differentiable=False,
+    wide=True,
+    options=dict(noise=(0.5, 2.0), learning_rate=(0.1, 0.5)),
+  ),
+]
+
+
+EXEMPT = {
+  "DescentPath": "result of kernel_descent_path",
+}

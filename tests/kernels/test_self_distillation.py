@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from jaxreg.kernels import self_distillation as distill
 from jaxreg.kernels.gradient_flow import kernel_eigensystem, kernel_regression
 from jaxreg.kernels.rbf import rbf_kernel
+from tests.conformance import BAD_SAME_SHAPE, EXAMPLES, EXTREME, draw_logits, row, unchanged
 
 regression = jax.jit(distill.self_distilled_regression, static_argnames="rounds")
 spectral = jax.jit(distill.self_distilled_coefficients)
@@ -311,3 +312,61 @@ def test_bad_input():
     distill.optimal_target_weight(targets, targets, targets[:2])
   with pytest.raises(ValueError, match="one number per round, expected 3, got 2"):
     distill.iterated_distillation(lambda *_: 0, rounds=3, target_weight=[0.1, 0.2])
+
+
+def _filter(function):
+  """`function(eigenvalues, …)`, elementwise."""
+  return row(
+    function,
+    lambda rng: (rng.uniform(0.1, 3, EXAMPLES),),
+    extreme=lambda eigenvalues: (np.resize([0.0, EXTREME], eigenvalues.shape),),
+    bad=(("eigenvalues", lambda eigenvalues: (eigenvalues.astype(np.int32),)),),
+    examples="any",
+    options=dict(ridge=(0.5, 2.0), target_weight=(0.1, 0.9), rounds=(2.0, 4.0)),
+  )
+
+
+def _kernel_and_targets(rng):
+  factor = rng.normal(size=(5, 5))
+  return rng.normal(size=5), factor @ factor.T
+
+
+ROWS = [
+  _filter(distill.coefficient_filter),
+  _filter(distill.distillation_filter),
+  row(
+    distill.effective_ridge,
+    lambda rng: (rng.uniform(0.5, 2, EXAMPLES), rng.uniform(0.1, 0.9, EXAMPLES)),
+    extreme=unchanged,
+    examples="any",
+    wide=True,
+  ),
+  row(
+    distill.optimal_target_weight,
+    lambda rng: (draw_logits(rng), draw_logits(rng), draw_logits(rng)),
+    bad=(*BAD_SAME_SHAPE,),
+    wide=True,
+  ),
+  row(
+    distill.self_distilled_coefficients,
+    _kernel_and_targets,
+    call=lambda targets, gram, **options: distill.self_distilled_coefficients(
+      kernel_eigensystem(gram), targets, **options
+    ),
+    wide=True,
+    options=dict(ridge=(0.5, 2.0), target_weight=(0.1, 0.9), rounds=(2.0, 4.0)),
+  ),
+  row(
+    distill.self_distilled_regression,
+    _kernel_and_targets,
+    call=lambda targets, gram, **options: distill.self_distilled_regression(gram, targets, rounds=3, **options),
+    wide=True,
+    options=dict(ridge=(0.5, 2.0), target_weight=(0.1, 0.9)),
+  ),
+]
+
+
+EXEMPT = {
+  "DistillationRounds": "result of self_distilled_regression",
+  "iterated_distillation": "repeats a function of the caller, whatever it returns",
+}

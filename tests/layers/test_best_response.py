@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxreg.layers import best_response
+from tests.conformance import EXAMPLES, draw_logits, module_row, row, waves
 
 RNG = np.random.default_rng(0)
 H = 3
@@ -188,3 +189,33 @@ def test_golden_05_stn_layers(golden, x64):
       if f"grad_{theirs}" in arrays:
         check(grads[ours], arrays[f"grad_{theirs}"].reshape(grads[ours].shape))
   assert layers
+
+
+def _responds(module, draw, **keywords):
+  """`module(inputs, hyperparameters)`."""
+  return module_row(module, lambda rng: (draw(rng), rng.normal(size=2)), examples="none", **keywords)
+
+
+_EMBED = best_response.BestResponseEmbed(7, 3)
+
+ROWS = [
+  _responds(best_response.BestResponseDense(3), draw_logits, wide=False),
+  _responds(best_response.BestResponseConv(3, (3, 3)), lambda rng: rng.normal(size=(2, 4, 4, 2)), wide=False),
+  row(
+    best_response.BestResponseEmbed,
+    lambda rng: (rng.normal(size=2), rng.integers(0, 7, EXAMPLES).astype(np.int32)),
+    call=lambda hyperparameters, tokens: _EMBED.apply(waves(_EMBED, tokens, hyperparameters), tokens, hyperparameters),
+    wide=True,
+  ),
+  row(
+    best_response.materialize_best_response,
+    lambda rng: (rng.normal(size=2),),
+    call=lambda hyperparameters: best_response.materialize_best_response(
+      waves(best_response.BestResponseDense(3), np.zeros((1, 4)), np.zeros(2))["params"], hyperparameters
+    ),
+    wide=True,
+  ),
+]
+EXEMPT = {
+  "BestResponseLSTMCell": "two BestResponseDense layers and gates; its tests compare it with Flax's cell",
+}

@@ -72,3 +72,11 @@ def test_capacity():
     assign_tokens(jnp.ones((4, 2)), k=1, learning_rate=0.0)
   with pytest.raises(ValueError, match="logits must be"):
     assign_tokens(jnp.ones((4, 2), int), k=1)
+
+
+EXEMPT = {
+  "ExpertAssignment": "result of assign_tokens",
+  "SparseTransportRouter": "a module around assign_tokens",
+  "assign_tokens": "the largest entries of an iterated plan, where ties are decided by rounding",
+  "expert_capacity": "of Python integers",
+}

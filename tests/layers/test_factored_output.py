@@ -8,7 +8,8 @@ import optax
 
 from jaxreg.layers.factored_output import FactoredOutput
 from jaxreg.solvers import factored_output as fo
-from tests.solvers.test_factored_output import CLASSES, FEATURES, check_state, dense_loss, z
+from tests.conformance import EXAMPLES, row, unchanged
+from tests.solvers.test_factored_output import CLASSES, FEATURES, check_state, dense_loss, state_of, z
 
 
 class Network(nn.Module):
@@ -73,3 +74,20 @@ def test_module_trains_beside_an_optimizer_like_the_dense_network(x64):
   check_state(variables["factored"]["out"]["state"], params[1], 1e-9)
   evaluated = Network().apply(variables, x, labels)  # not mutable: nothing changes
   assert evaluated.shape == (8,)
+
+
+_LAYER = FactoredOutput(CLASSES, loss=z)
+
+ROWS = [
+  row(
+    FactoredOutput,
+    lambda rng: (
+      rng.normal(size=(EXAMPLES, FEATURES)),
+      rng.integers(0, CLASSES, EXAMPLES).astype(np.int32),
+      rng.normal(size=(CLASSES, FEATURES)),
+    ),
+    call=lambda inputs, labels, factor: _LAYER.apply({"factored": {"state": state_of(factor)}}, inputs, labels),
+    extreme=unchanged,
+    wide=True,
+  ),
+]

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.layers import loop_conv
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
+from tests.conformance import row
 
 # Size of the inputs, extents of the kernel, strides, padding.
 CASES = {
@@ -94,3 +96,14 @@ def test_what_is_wrong_is_an_error():
     loop_conv_general_dilated(
       jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+ROWS = [
+  row(
+    loop_conv.loop_conv_general_dilated,
+    lambda rng: (rng.normal(size=(2, 5, 5, 2)), rng.normal(size=(3, 3, 2, 3))),
+    call=lambda images, kernel: loop_conv.loop_conv_general_dilated(
+      images, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+  ),
+]

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxreg.layers import max_min as max_min_function
 from jaxreg.layers.max_min import max_min
+from tests.conformance import EXAMPLES, row
 
 forward = jax.jit(max_min)
 backward = jax.jit(lambda x, cotangent: jax.vjp(max_min, x)[1](cotangent)[0])
@@ -38,3 +40,13 @@ def test_bad_input():
     max_min(jnp.ones(4), axis=1)
   with pytest.raises(ValueError, match="inputs must be floating"):
     max_min(jnp.ones(4, int))
+
+
+ROWS = [
+  row(
+    max_min_function,
+    lambda rng: (rng.normal(size=(EXAMPLES, 6)),),
+    bad=(("inputs", lambda inputs: (inputs.astype(np.int32),)), ("inputs", lambda inputs: (inputs[:, 1:],))),
+    examples="any",
+  ),
+]

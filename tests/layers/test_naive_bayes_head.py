@@ -7,6 +7,7 @@ import numpy as np
 from jaxreg.layers import naive_bayes_head
 from jaxreg.metrics import gaussian_probe
 from jaxreg.metrics.gaussian_probe import gaussian_stats, stats_to_linear
+from tests.conformance import module_row
 from tests.metrics.test_linear_probe import CLASSES, FEATURES, close, draw
 
 
@@ -35,3 +36,12 @@ def test_head(x64):
   losses, gradients = jax.vmap(jax.value_and_grad(episode))(*tasks)
   assert np.isfinite(losses).all() and np.abs(gradients[:, :20]).max() > 0
   np.testing.assert_allclose(losses[0], episode(features, labels), rtol=1e-9)
+
+
+ROWS = [
+  module_row(
+    naive_bayes_head.NaiveBayesHead(features=FEATURES, classes=CLASSES),
+    lambda rng: (rng.normal(size=(16, FEATURES)),),
+    wide=False,
+  ),
+]

@@ -94,3 +94,11 @@ def test_scale_noise():
 def test_bad_input(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+EXEMPT = {
+  "per_example_color_jitter": "draws in the images' precision; its tests say what it does to each example",
+  "per_example_cutout": "draws in the images' precision; its tests say what it does to each example",
+  "per_example_dropout": "draws in the inputs' precision; its tests say what it does to each example",
+  "per_example_scale_noise": "draws in the inputs' precision; its tests compare the distributions",
+}

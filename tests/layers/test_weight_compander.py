@@ -15,6 +15,7 @@ from jaxreg.layers import weight_compander
 from jaxreg.layers.weight_compander import ARCTAN, SOFTSIGN, TANH, compand, uncompand
 from jaxreg.metrics.weights import he_deviation
 from jaxreg.models import MLP
+from tests.conformance import draw_layer, draw_logits, extreme_logits, module_row, row
 
 every_curve = pytest.mark.parametrize("curve", [ARCTAN, TANH, SOFTSIGN], ids=repr)
 numbers = functools.partial(st.floats, allow_subnormal=False)
@@ -247,3 +248,46 @@ def test_bad_input():
     weight_compander.compander_init(PARAMS, slope=-1.0)
   with pytest.raises(ValueError, match="params.a/kernel. must be floating"):
     weight_compander.compander_init({"a": {"kernel": jnp.ones((2, 2), int)}})
+
+
+ROWS = [
+  row(
+    weight_compander.compander_init,
+    draw_layer,
+    call=lambda params, **options: weight_compander.compander_init(params, **options).raw,
+    bad=(("params", lambda params: ({**params, "kernel": np.ones((3, 4), np.int32)},)),),
+    options=dict(deviations=(4.0, 9.0), slope=(0.5, 1.0)),
+  ),
+  row(
+    weight_compander.fold_params,
+    draw_layer,
+    call=lambda params: weight_compander.fold_params(weight_compander.compander_init(params, deviations=1.5)),
+  ),
+  module_row(weight_compander.Companded(nn.Dense(3)), lambda rng: (draw_logits(rng),)),
+  row(
+    weight_compander.compand,
+    lambda rng: (draw_logits(rng),),
+    extreme=extreme_logits,
+    bad=(("values", lambda values: (values.astype(np.int32),)),),
+    examples="any",
+    options=dict(amplitude=(0.5, 2.0), width=(0.5, 2.0)),
+  ),
+  row(
+    weight_compander.uncompand,
+    lambda rng: (np.tanh(draw_logits(rng)) / 2,),
+    extreme=extreme_logits,
+    bad=(("weights", lambda weights: (weights.astype(np.int32),)),),
+    examples="any",
+    options=dict(amplitude=(0.5, 2.0), width=(0.5, 2.0)),
+  ),
+]
+
+
+EXEMPT = {
+  "ARCTAN": "a curve, in the row of compand",
+  "CompandedParams": "result of compander_init",
+  "Curve": "functions by name",
+  "SOFTSIGN": "a curve, compared with ARCTAN in its own test",
+  "TANH": "a curve, compared with ARCTAN in its own test",
+  "is_kernel": "reads a name",
+}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxreg.adversarial.attacks import pgd
 from jaxreg.losses import adversarial, comp_sum
+from tests.conformance import BAD_LABELS, draw_classification, elementwise_row, extreme_logits, loss_row, row
 
 pytestmark = pytest.mark.usefixtures("x64")
 SMOOTH = jax.jit(adversarial.smooth_adversarial_comp_sum_loss)
@@ -110,3 +111,26 @@ def test_bad_input():
     adversarial.smooth_adversarial_comp_sum_loss(logits, logits, labels, nu=-1.0)
   with pytest.raises(ValueError, match="weight must lie in"):
     adversarial.trades_loss(logits, logits, labels, weight=-1.0)
+
+
+def attacked_loss(function, **options):
+  """`function(logits, adversarial_logits, labels, **options)`, as a loss with an attack that turns logits around."""
+  call = lambda logits, labels, **keywords: function(logits, -0.5 * logits, labels, **keywords)
+  return row(
+    function, draw_classification, call=call, extreme=extreme_logits, bad=BAD_LABELS, examples="any", options=options
+  )
+
+
+ROWS = [
+  loss_row(adversarial.adversarial_margin_comp_sum_loss, tau=(0.5, 2.5), rho=(0.5, 3.0)),
+  elementwise_row(adversarial.rho_margin, "margins", extreme=(-1e4, 0.0, 1e4), rho=(0.5, 3.0)),
+  attacked_loss(adversarial.margin_shift_norm, epsilon=(1e-12, 1e-3)),
+  attacked_loss(
+    adversarial.smooth_adversarial_comp_sum_loss,
+    tau=(0.5, 2.5),
+    rho=(0.5, 3.0),
+    nu=(0.0, 2.0),
+    epsilon=(1e-12, 1e-3),
+  ),
+  attacked_loss(adversarial.trades_loss, weight=(0.0, 6.0)),
+]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.losses import aggregate
+from tests.conformance import CLASSES, EXAMPLES, draw_logits, draw_probabilities, extreme_logits, row
 
 LOSSES = (aggregate.bag_squared_loss, aggregate.instance_squared_loss, aggregate.within_bag_spread)
 
@@ -101,3 +102,41 @@ def test_hopeless_logits_have_finite_gradients():
     for t in ([[0.5, 0.5]], [[0.0, 1.0]], [[1.0, 0.0]]):
       value, gradient = jax.value_and_grad(lambda z: loss(z, jnp.array(t)).sum())(z)
       assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+
+
+def bag_loss(function, **options):
+  """`function(predictions, targets, **options)`, a value per bag."""
+  bags = lambda rng: (draw_logits(rng), rng.normal(size=EXAMPLES))
+  return row(function, bags, extreme=extreme_logits, bad=_BAD_BAGS, examples="any", options=options)
+
+
+def bag_cross_entropy(function, **options):
+  """`function(logits, targets, **options)` with the logits of two examples a bag."""
+  bags = lambda rng: (2 * rng.normal(size=(EXAMPLES, 2, CLASSES)), draw_probabilities(rng))
+  extreme = lambda z, t: (extreme_logits(z.reshape(-1, CLASSES))[0].reshape(z.shape), t)
+  return row(function, bags, extreme=extreme, bad=_BAD_BAGS, examples="any", options=options)
+
+
+_BAD_BAGS = (
+  ("targets", lambda x, y: (x, y[1:])),
+  ("targets", lambda x, y: (x, y[:1])),
+  ("targets", lambda x, y: (x, y.astype(np.int32))),
+  ("predictions|logits", lambda x, y: (x.astype(np.int32), y)),
+)
+
+
+ROWS = [
+  bag_loss(aggregate.bag_squared_loss),
+  bag_loss(aggregate.instance_squared_loss),
+  bag_loss(aggregate.interpolated_bag_squared_loss, rho=(0.0, 2.0)),
+  bag_cross_entropy(aggregate.bag_cross_entropy_loss),
+  bag_cross_entropy(aggregate.instance_cross_entropy_loss),
+  bag_cross_entropy(aggregate.interpolated_bag_cross_entropy_loss, rho=(0.0, 1.0)),
+  row(
+    aggregate.within_bag_spread,
+    lambda rng: (draw_logits(rng),),
+    extreme=extreme_logits,
+    bad=(("predictions", lambda x: (x.astype(np.int32),)),),
+    examples="any",
+  ),
+]

@@ -8,6 +8,7 @@ import pytest
 
 from jaxreg.losses import binary_margin
 from jaxreg.losses.binary_margin import MARGIN_LOSSES
+from tests.conformance import BAD_LABELS, draw_binary, row
 from tests.losses.test_calibrated_ensemble import batch
 
 
@@ -42,3 +43,22 @@ def test_focal_loss_at_gamma_zero_is_logistic():
   logistic = lambda z: MARGIN_LOSSES["logistic"](z, labels).sum()
   for a, b in zip(jax.value_and_grad(focal)(logits), jax.value_and_grad(logistic)(logits)):
     np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+
+
+def binary_loss(function, **options):
+  """`function(logits, labels, **options)` with one logit per example."""
+  return row(function, draw_binary, bad=BAD_LABELS, examples="any", options=options)
+
+
+ROWS = [
+  binary_loss(binary_margin.binary_exponential_loss),
+  binary_loss(binary_margin.binary_focal_loss, gamma=(0.0, 3.0)),
+  binary_loss(binary_margin.binary_hinge_loss),
+  binary_loss(binary_margin.binary_logistic_loss),
+  binary_loss(binary_margin.binary_squared_hinge_loss),
+]
+
+
+EXEMPT = {
+  "MARGIN_LOSSES": "functions by name, each of them a row",
+}

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxreg.losses import calibrated_ensemble
 from jaxreg.losses.binary_margin import MARGIN_LOSSES
 from jaxreg.losses.calibrated_ensemble import ensloss, ensloss_derivatives, inverse_box_cox
+from tests.conformance import BAD_LABELS, BAD_SAME_SHAPE, EXAMPLES, draw_binary, row
 
 OFFSET = 1e-6
 derivatives = jax.jit(ensloss_derivatives)
@@ -224,3 +225,52 @@ def test_bad_input_is_refused():
   ):
     with pytest.raises(ValueError, match=named):
       bad()
+
+
+def _ensloss(logits, labels, noise, **hyperparameters):
+  """The values, and the derivatives, which are constants in the gradient."""
+  values = calibrated_ensemble.ensloss(logits, labels, noise=noise, **hyperparameters)
+  margins = (2 * labels - 1) * logits
+  return values, calibrated_ensemble.ensloss_derivatives(margins, noise=noise, **hyperparameters)
+
+
+ROWS = [
+  row(
+    calibrated_ensemble.ensloss,
+    lambda rng: (*draw_binary(rng), rng.normal(size=EXAMPLES)),
+    call=_ensloss,
+    bad=BAD_LABELS,
+    surrogate=lambda z, results, labels, noise, **_: (2 * labels - 1) * z * results[1],
+    options=dict(box_cox=(-1.0, 1.0), clamp=(0.5, 2.0), tail_power=(0.0, 2.0), offset=(1e-6, 0.1)),
+  ),
+  row(
+    calibrated_ensemble.ensloss_derivatives,
+    lambda rng: (draw_binary(rng)[0], rng.normal(size=EXAMPLES)),
+    call=lambda margins, noise, **options: calibrated_ensemble.ensloss_derivatives(margins, noise=noise, **options),
+    bad=(
+      ("noise", lambda m, noise: (m, noise[:1])),
+      ("margins", lambda m, noise: (m[:, None], noise)),
+      ("margins", lambda m, noise: (m.astype(np.int32), noise)),
+    ),
+    differentiable=False,
+    options=dict(box_cox=(-1.0, 1.0), clamp=(0.5, 2.0), tail_power=(0.0, 2.0), offset=(1e-6, 0.1)),
+  ),
+  row(
+    calibrated_ensemble.inverse_box_cox,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    bad=(("values", lambda values: (values.astype(np.int32),)),),
+    options=dict(box_cox=(0.0, 1.0)),
+  ),
+  row(
+    calibrated_ensemble.is_calibrated_derivative,
+    lambda rng: (draw_binary(rng)[0], -np.abs(rng.normal(size=EXAMPLES))),
+    bad=(*BAD_SAME_SHAPE, ("margins", lambda m, d: (m.astype(np.int32), d))),
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    calibrated_ensemble.random_margin_loss_mixture,
+    lambda rng: (*draw_binary(rng), rng.integers(0, 2**32, 2, np.uint32)),
+    bad=BAD_LABELS,
+  ),
+]

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxreg.losses import chunked, comp_sum, label_dro
 from jaxreg.losses.chunked import OutputLayer
 from jaxreg.losses.stablemax import stablemax_cross_entropy
+from tests.conformance import loss_row
 
 PAIRS = {
   "comp_sum": (chunked.chunked_comp_sum_loss, comp_sum.comp_sum_loss, {"tau": 1.4}),
@@ -149,3 +150,15 @@ def test_plain_form_with_the_classes_sharded(name):
   for shapes, _ in exchanged:
     sizes = [np.prod([int(d) for d in dims.split(",") if d]) for dims in re.findall(r"\w+\[([\d,]*)\]", shapes)]
     assert max(sizes) <= batch, (shapes, "is more than a number per example")
+
+
+ROWS = [
+  loss_row(chunked.chunked_comp_sum_loss, chunk_size=2, tau=(0.5, 2.5)),
+  loss_row(chunked.chunked_ldr_kl_loss, chunk_size=3, temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  loss_row(chunked.chunked_stablemax_cross_entropy, chunk_size=2),
+]
+
+
+EXEMPT = {
+  "OutputLayer": "argument of the chunked losses, tested with them",
+}

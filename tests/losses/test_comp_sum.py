@@ -7,6 +7,15 @@ import optax
 import pytest
 
 from jaxreg.losses import comp_sum
+from tests.conformance import (
+  BAD_SAME_SHAPE,
+  draw_logits,
+  draw_probabilities,
+  elementwise_row,
+  extreme_logits,
+  loss_row,
+  row,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -128,3 +137,19 @@ def test_bad_input(batch):
     comp_sum.comp_sum_loss_with_soft_labels(logits, jnp.ones(5))
   with pytest.raises(ValueError, match="values must be floating"):
     comp_sum.comp_sum_outer(labels, tau=1.0)
+
+
+ROWS = [
+  loss_row(comp_sum.comp_sum_loss, tau=(0.5, 2.5)),
+  loss_row(comp_sum.generalized_cross_entropy_loss, q=(0.0, 1.0)),
+  row(
+    comp_sum.comp_sum_loss_with_soft_labels,
+    lambda rng: (draw_logits(rng), draw_probabilities(rng)),
+    extreme=extreme_logits,
+    bad=BAD_SAME_SHAPE,
+    examples="any",
+    options=dict(tau=(0.5, 2.5)),
+  ),
+  elementwise_row(comp_sum.comp_sum_outer, "values", extreme=(0.0, 1e4), tau=(0.5, 2.5)),
+  loss_row(comp_sum.truncated_generalized_cross_entropy_loss, q=(0.0, 1.0), threshold=(0.0, 0.5)),
+]

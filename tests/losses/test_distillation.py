@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.losses import distillation
 from jaxreg.losses.distillation import self_distillation_squared_loss
 from jaxreg.losses.symmetric import brier_loss
 from jaxreg.regularizers.unsquared_norm import unsquared_norm_penalty
+from tests.conformance import taught_loss_row
 
 pytestmark = pytest.mark.usefixtures("x64")
 LOGITS, TEACHER = 2 * np.random.default_rng(0).normal(size=(2, 6, 5))
@@ -99,3 +101,8 @@ def test_finite_at_extreme_teachers(dtype):
   for teacher in (logits, -logits, jnp.roll(logits, 1, axis=0)):
     values, gradient = _value_and_gradient(logits, teacher)
     assert values.dtype == dtype and jnp.isfinite(values).all() and jnp.isfinite(gradient).all()
+
+
+ROWS = [
+  taught_loss_row(distillation.self_distillation_squared_loss, target_weight=(0.0, 1.0)),
+]

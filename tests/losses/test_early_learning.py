@@ -7,6 +7,19 @@ import optax
 import pytest
 
 from jaxreg.losses import early_learning as el
+from tests.conformance import (
+  BAD_LABELS,
+  BAD_SAME_SHAPE,
+  CLASSES,
+  TABLE,
+  draw_classification,
+  draw_ids,
+  draw_logits,
+  draw_probabilities,
+  extreme_logits,
+  row,
+  stateful_loss_row,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -154,3 +167,88 @@ def test_bad_input(batch):
     el.elr_loss(logits, labels, ids, state=_state(), momentum=1.5)
   with pytest.raises(ValueError, match="labels must"):
     el.elr_loss(logits, labels[:, None], ids, state=_state())
+
+
+def _elr_surrogate(logits, results, labels, ids, state, *, momentum, weight):
+  """The targets, which were just updated with these logits, are constants."""
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  targets = results[1].targets[ids]
+  return cross_entropy + weight * jnp.log1p(-jnp.sum(jax.nn.softmax(logits) * targets, axis=-1))
+
+
+def _elr_plus_surrogate(
+  logits, results, soft_labels, teacher_logits, ids, state, *, coefficient, momentum, weight, ramp
+):
+  targets = results[1].targets[ids]
+  targets = coefficient * targets + (1 - coefficient) * targets[jnp.arange(ids.size) ^ 1]
+  cross_entropy = -jnp.sum(soft_labels * jax.nn.log_softmax(logits), axis=-1)
+  return cross_entropy + ramp * weight * jnp.log1p(-jnp.sum(jax.nn.softmax(logits) * targets, axis=-1))
+
+
+def _elr_plus(logits, soft_labels, teacher_logits, ids, state, **hyperparameters):
+  # Partners are neighbours, so that they stay together when the batch is split over devices.
+  return el.elr_plus_loss(
+    logits, soft_labels, teacher_logits, ids, state=state, permutation=jnp.arange(ids.size) ^ 1, **hyperparameters
+  )
+
+
+ROWS = [
+  row(
+    el.elr_regularizer,
+    lambda rng: (draw_probabilities(rng), 0.9 * draw_probabilities(rng)),
+    extreme=lambda p, t: (np.resize(np.eye(CLASSES), p.shape), np.resize(np.eye(CLASSES)[[0, 2, 3]], t.shape)),
+    bad=BAD_SAME_SHAPE,
+    examples="any",
+  ),
+  stateful_loss_row(
+    el.elr_loss,
+    lambda rng: el.ELRState(0.5 * rng.dirichlet(np.ones(CLASSES), TABLE)),
+    _elr_surrogate,
+    momentum=(0.0, 0.9),
+    weight=(0.0, 5.0),
+  ),
+  row(
+    el.elr_plus_loss,
+    lambda rng: (
+      draw_logits(rng),
+      draw_probabilities(rng),
+      draw_logits(rng),
+      draw_ids(rng),
+      el.ELRState(0.5 * rng.dirichlet(np.ones(CLASSES), TABLE)),
+    ),
+    call=_elr_plus,
+    extreme=lambda z, y, teacher, *rest: (*extreme_logits(z, y), *extreme_logits(teacher), *rest),
+    bad=(
+      ("shapes", lambda z, y, teacher, ids, s: (z, y[:1], teacher, ids, s)),
+      ("shapes", lambda z, y, teacher, ids, s: (z, y, teacher[:1], ids, s)),
+      ("ids", lambda z, y, teacher, ids, s: (z, y, teacher, ids[1:], s)),
+      ("ids", lambda z, y, teacher, ids, s: (z, y, teacher, ids * 1.0, s)),
+      ("logits", lambda z, *rest: (z.astype(np.int32), *rest)),
+    ),
+    examples="batch",
+    surrogate=_elr_plus_surrogate,
+    options=dict(coefficient=(0.5, 1.0), momentum=(0.0, 0.9), weight=(0.0, 5.0), ramp=(0.0, 1.0)),
+  ),
+  row(
+    el.noisy_label_candidates,
+    lambda rng: (draw_probabilities(rng), draw_classification(rng)[1]),
+    call=lambda targets, labels: el.noisy_label_candidates(el.ELRState(targets), labels),
+    bad=BAD_LABELS[:5],
+    examples="any",
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    el.sigmoid_rampup,
+    lambda rng: (np.float64(rng.uniform(1, 4)),),
+    call=lambda step, length: el.sigmoid_rampup(step, length=length),
+    wide=True,
+    options=dict(length=(5.0, 10.0)),
+  ),
+]
+
+
+EXEMPT = {
+  "ELRState": "state, carried by elr_loss",
+  "elr_init": "builds the state that elr_loss's row starts from",
+}

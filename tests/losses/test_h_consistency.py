@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from jaxreg.losses import comp_sum, h_consistency
+from tests.conformance import CLASSES, EXAMPLES, draw_probabilities, elementwise_row, row
 
 pytestmark = pytest.mark.usefixtures("x64")
 TAUS = [0.0, 0.3, 0.5, 1 - 1e-9, 1.0, 1 + 1e-9, 1.2, 1.5, 1.8, 2 - 1e-4, 2 - 1e-12, 2.0, 3.0]
@@ -169,3 +170,33 @@ def test_bad_input():
     h_consistency.bayes_conditional_risk(jnp.array([1, 0]), tau=1.0)
   with pytest.raises(ValueError, match="equal shapes"):
     h_consistency.minimizability_gap(half, jnp.ones(3), weights=jnp.ones(1))
+
+
+ROWS = [
+  elementwise_row(
+    h_consistency.h_consistency_transform, "error_regret", extreme=(0.0, 1.0), tau=(0.0, 3.0), classes=(2, 9)
+  ),
+  elementwise_row(h_consistency.h_consistency_gamma, "loss_regret", extreme=(0.0, 1e4), tau=(0.0, 3.0), classes=(2, 9)),
+  elementwise_row(
+    h_consistency.h_consistency_gamma_bound, "loss_regret", extreme=(0.0, 1e4), tau=(0.0, 3.0), classes=(2, 9)
+  ),
+  elementwise_row(
+    h_consistency.deterministic_bounded_risk, "score_bound", extreme=(0.0, 1e4), tau=(0.0, 3.0), classes=(2, 9)
+  ),
+  row(
+    h_consistency.bayes_conditional_risk,
+    lambda rng: ((draw_probabilities(rng) + 1 / CLASSES) / 2,),  # away from zero, where the derivative is infinite
+    extreme=lambda p: (np.resize(np.eye(CLASSES), p.shape),),
+    bad=(("probabilities", lambda p: (np.ones(p.shape, np.int32),)),),
+    examples="any",
+    options=dict(tau=(0.0, 3.0)),
+  ),
+  row(
+    h_consistency.minimizability_gap,
+    lambda rng: (np.float64(rng.uniform(1, 2)), rng.uniform(0, 1, EXAMPLES)),
+    bad=(
+      ("best_risk", lambda risk, conditional: (np.int32(1), conditional)),
+      ("best_conditional_risks", lambda risk, conditional: (risk, conditional.astype(np.int32))),
+    ),
+  ),
+]

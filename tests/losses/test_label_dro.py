@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxreg.losses import label_dro
+from tests.conformance import CLASSES, TABLE, loss_row, scores_row, stateful_loss_row
 
 pytestmark = pytest.mark.usefixtures("x64")
 fixed_point = jax.jit(label_dro.aldr_fixed_point)  # the number of iterations is traced
@@ -230,3 +231,39 @@ def test_finite_at_extremes(logits, temperature, normalize, dtype):
 def test_bad_hyperparameters(batch, options, message):
   with pytest.raises(ValueError, match=message):
     loss(*batch, **options)
+
+
+def _aldr_surrogate(logits, results, labels, ids, state, *, initial_temperature, alpha, margin):
+  """The temperatures, which were just updated with these logits, are constants."""
+  temperature = results[1].temperature[ids][:, None]
+  scaled = logits / jnp.mean(jnp.abs(logits), axis=-1, keepdims=True)
+  label = jax.nn.one_hot(labels, CLASSES, dtype=logits.dtype)
+  differences = scaled - jnp.sum(scaled * label, axis=-1, keepdims=True) + margin * (1 - label)
+  value = jnp.sum(temperature, -1) * jnp.log(jnp.mean(jnp.exp(differences / temperature), axis=-1))
+  return value - alpha * np.log(CLASSES) / (2 * initial_temperature) * (temperature[:, 0] - initial_temperature) ** 2
+
+
+ROWS = [
+  stateful_loss_row(
+    label_dro.aldr_kl_loss,
+    lambda rng: label_dro.ALDRState(rng.uniform(0.5, 1.0, TABLE)),
+    _aldr_surrogate,
+    initial_temperature=(1.0, 5.0),
+    alpha=(1.5, 3.0),
+    margin=(0.0, 0.5),
+  ),
+  loss_row(label_dro.ldr_kl_loss, temperature=(0.0, 3.0), margin=(0.0, 0.5)),
+  loss_row(label_dro.ldr_kl_loss, normalize="l1_mean", temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  loss_row(label_dro.ldr_kl_loss, normalize="softplus_mean", temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  loss_row(label_dro.ldr_weights, temperature=(0.3, 3.0), margin=(0.0, 0.5)),
+  scores_row(label_dro.normalize_scores, normalize="l1_mean"),
+  scores_row(label_dro.normalize_scores, normalize="softplus_mean"),
+  scores_row(label_dro.aldr_fixed_point, initial_temperature=(0.5, 5.0), alpha=(1.5, 3.0), iterations=20),
+]
+
+
+EXEMPT = {
+  "ALDRState": "state, carried by aldr_kl_loss",
+  "NORMALIZATIONS": "names, each of them in a row of ldr_kl_loss",
+  "aldr_kl_init": "builds the state that aldr_kl_loss's row starts from",
+}

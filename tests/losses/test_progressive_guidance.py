@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxreg.losses import progressive_guidance
+from tests.conformance import BAD_LABELS, draw_classification, extreme_logits, row, taught_loss_row
 
 rng = np.random.default_rng(0)
 LOGITS = [2 * rng.normal(size=(6, 5)) for _ in range(3)]
@@ -68,3 +69,23 @@ def test_bad_input():
     progressive_guidance.guided_cross_entropy_loss(logits, logits, labels, guidance=1.5)
   with pytest.raises(ValueError, match="equal shapes"):
     progressive_guidance.guided_cross_entropy_loss(logits, logits[:1], labels)
+
+
+def _coarsest(logits, labels, *, axis=-1, **keywords):
+  """The loss of the coarsest form, which teaches none, with two finer ones that prefer the later classes."""
+  finer = jax.lax.broadcasted_iota(logits.dtype, logits.shape, axis % logits.ndim)
+  return progressive_guidance.progressive_guidance_loss(-finer, finer, logits, labels, axis=axis, **keywords)
+
+
+ROWS = [
+  taught_loss_row(progressive_guidance.guided_cross_entropy_loss, guidance=(0.0, 1.0)),
+  row(
+    progressive_guidance.progressive_guidance_loss,
+    draw_classification,
+    call=_coarsest,
+    extreme=extreme_logits,
+    bad=BAD_LABELS,
+    examples="any",
+    options=dict(guidance=(0.0, 1.0)),
+  ),
+]

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.losses import scaled_residual
 from jaxreg.losses.scaled_residual import scaled_residual_loss
+from tests.conformance import BAD_SAME_SHAPE, CLASSES, draw_logits, extreme_logits, row
 
 
 @jax.jit
@@ -31,3 +33,15 @@ def test_zero_prediction_and_bad_input():
   assert np.isfinite(gradient).all()
   with pytest.raises(ValueError, match=r"\[batch"):
     scaled_residual_loss(jnp.ones(3), jnp.ones(3), matvec=lambda v: v)
+
+
+ROWS = [
+  row(
+    scaled_residual.scaled_residual_loss,
+    lambda rng: (draw_logits(rng), draw_logits(rng)),
+    call=lambda q, b: scaled_residual.scaled_residual_loss(q, b, matvec=lambda v: v * jnp.arange(1, CLASSES + 1.0)),
+    extreme=lambda q, b: (extreme_logits(q)[0], b),
+    bad=(*BAD_SAME_SHAPE, ("predictions", lambda q, b: (q.astype(np.int32), b))),
+    examples="batch",
+  ),
+]

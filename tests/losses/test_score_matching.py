@@ -6,6 +6,7 @@ import pytest
 
 from jaxreg.denoising.posterior_mean import linear_vp_schedule, score_from_posterior_mean
 from jaxreg.losses import score_matching
+from tests.conformance import BAD_SAME_SHAPE, EXAMPLES, draw_logits, extreme_logits, row
 
 CLEAN, NOISE, PREDICTIONS = np.random.default_rng(0).normal(size=(3, 20, 4))
 
@@ -26,3 +27,33 @@ def test_bad_hyperparameters():
   for changes in (dict(variance=0.0), dict(variance=float("nan")), dict(weight=-1.0), dict(signal=float("nan"))):
     with pytest.raises(ValueError, match=f"{next(iter(changes))} must lie in"):
       score_matching.denoising_score_matching_loss(*arrays, **{"signal": 0.5, "variance": 0.5, **changes})
+
+
+ROWS = [
+  row(
+    score_matching.posterior_mean_squared_loss,
+    lambda rng: (draw_logits(rng), draw_logits(rng)),
+    extreme=lambda predictions, clean: (extreme_logits(predictions)[0], -extreme_logits(clean)[0]),
+    bad=(*BAD_SAME_SHAPE, ("predictions", lambda f, clean: (f.astype(np.int32), clean))),
+    examples="any",
+  ),
+  row(
+    score_matching.denoising_score_matching_loss,
+    lambda rng: (draw_logits(rng), draw_logits(rng), draw_logits(rng)),
+    extreme=lambda *arrays: tuple(extreme_logits(array)[0] for array in arrays),
+    bad=(
+      ("shapes", lambda s, x, clean: (s, x[1:], clean)),
+      ("shapes", lambda s, x, clean: (s, x, clean[:1])),
+      ("scores", lambda s, x, clean: (s.astype(np.int32), x, clean)),
+    ),
+    examples="any",
+    options=dict(signal=(0.2, 0.9), variance=(0.1, 0.9), weight=(0.5, 2.0)),
+  ),
+  row(
+    score_matching.score_regression_weight,
+    lambda rng: (rng.uniform(0.1, 0.9, EXAMPLES), rng.uniform(0.1, 0.9, EXAMPLES)),
+    extreme=lambda signal, variance: (np.resize([1e-4, 1.0], signal.shape), np.resize([1.0, 0.0], variance.shape)),
+    bad=(*BAD_SAME_SHAPE, ("signal", lambda signal, variance: (signal.astype(np.int32), variance))),
+    examples="any",
+  ),
+]

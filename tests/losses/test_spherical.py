@@ -11,6 +11,16 @@ from hypothesis import strategies as st
 
 from jaxreg.losses import spherical
 from jaxreg.losses.spherical import SphericalStatistics, z_loss
+from tests.conformance import (
+  BAD_LOGITS,
+  CLASSES,
+  EXAMPLES,
+  draw_classification,
+  draw_logits,
+  extreme_logits,
+  loss_row,
+  row,
+)
 
 # Dense form and form in the statistics of each member.
 MEMBERS = {
@@ -186,3 +196,49 @@ def test_bad_input(batch):
     spherical.z_loss_from_statistics(statistics, classes=0)
   with pytest.raises(ValueError, match="shapes"):
     spherical.z_loss_from_statistics(statistics._replace(total=jnp.zeros(3)), classes=7)
+
+
+def statistics_loss(function, **options):
+  """`function(statistics, **options)` of the label's logit, the logits' sum and their square sum."""
+
+  def arguments(rng):
+    logits, labels = draw_classification(rng)
+    return logits[np.arange(EXAMPLES), labels], logits.sum(-1), np.square(logits).sum(-1)
+
+  def extreme(target, *rest):
+    logits, labels = extreme_logits(np.zeros((EXAMPLES, CLASSES)), np.arange(EXAMPLES) % CLASSES)
+    return logits[np.arange(EXAMPLES), labels], logits.sum(-1), np.square(logits).sum(-1)
+
+  call = lambda *statistics, **options: function(spherical.SphericalStatistics(*statistics), **options)
+  bad = (
+    ("shapes", lambda target, total, squares: (target, total[:1], squares)),
+    ("target", lambda target, total, squares: (target.astype(np.int32), total, squares)),
+  )
+  return row(function, arguments, call=call, extreme=extreme, bad=bad, examples="any", options=options)
+
+
+ROWS = [
+  row(
+    spherical.log_partition_penalty,
+    lambda rng: (draw_logits(rng),),
+    extreme=extreme_logits,
+    bad=BAD_LOGITS,
+    examples="any",
+  ),
+  loss_row(spherical.one_hot_squared_error_loss),
+  loss_row(spherical.spherical_softmax_loss, epsilon=(0.1, 1.0)),
+  loss_row(spherical.taylor_softmax_loss),
+  loss_row(spherical.z_loss, sharpness=(0.5, 3.0), location=(-1.0, 3.0), epsilon=(0.0, 0.1)),
+  statistics_loss(spherical.one_hot_squared_error_from_statistics),
+  statistics_loss(spherical.spherical_softmax_from_statistics, classes=CLASSES, epsilon=(0.1, 1.0)),
+  statistics_loss(spherical.taylor_softmax_from_statistics, classes=CLASSES),
+  statistics_loss(
+    spherical.z_loss_from_statistics, classes=CLASSES, sharpness=(0.5, 3.0), location=(-1.0, 3.0), epsilon=(0.0, 0.1)
+  ),
+]
+
+
+EXEMPT = {
+  "SphericalStatistics": "what the rows of functions of statistics build",
+  "spherical_statistics": "three sums; the tests of the losses compare it with the dense forms",
+}

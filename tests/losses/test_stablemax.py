@@ -14,6 +14,7 @@ from jaxreg.losses.stablemax import (
   stablemax_cross_entropy,
   stablemax_cross_entropy_with_soft_labels,
 )
+from tests.conformance import BAD_SAME_SHAPE, draw_logits, draw_probabilities, extreme_logits, loss_row, row, scores_row
 
 EXTREME = np.array([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4], [1e4, 1e4, 1e4], [0.0, -0.0, 1.0], [20.0, 0.0, 0.0]])
 
@@ -180,3 +181,21 @@ def test_bad_input():
     stablemax_cross_entropy_with_soft_labels(z, jnp.zeros((1, 3)))
   with pytest.raises(ValueError, match="floating"):
     stablemax(jnp.zeros(3, jnp.int32))
+
+
+ROWS = [
+  scores_row(stablemax),
+  scores_row(log_stablemax),
+  loss_row(stablemax_cross_entropy),
+  row(
+    stablemax_cross_entropy_with_soft_labels,
+    lambda rng: (draw_logits(rng), draw_probabilities(rng)),
+    extreme=extreme_logits,
+    bad=(
+      *BAD_SAME_SHAPE,
+      ("logits", lambda z, y: (z.astype(np.int32), y)),
+      ("labels", lambda z, y: (z, y.astype(np.int32))),
+    ),
+    examples="any",
+  ),
+]

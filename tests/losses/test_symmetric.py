@@ -17,6 +17,7 @@ from jaxreg import losses
 from jaxreg.losses import active_passive, comp_sum, hinge, symmetric
 from jaxreg.losses.comp_sum import generalized_cross_entropy_loss
 from jaxreg.losses.label_dro import ldr_kl_loss
+from tests.conformance import loss_row
 
 
 def _nce(p, y):
@@ -303,3 +304,13 @@ def test_labels_that_do_not_fit_are_refused(name):
 def test_hyperparameters_outside_their_domain_are_refused(name, hparams):
   with pytest.raises(ValueError, match=f"{next(iter(hparams))} must lie in"):
     getattr(losses, name)(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), **hparams)
+
+
+ROWS = [
+  loss_row(symmetric.brier_loss),
+  loss_row(symmetric.jensen_shannon_loss, label_weight=(0.1, 0.9)),
+  loss_row(symmetric.mean_absolute_error_loss),
+  loss_row(symmetric.reverse_cross_entropy_loss, log_zero=(-9.0, -4.0)),
+  loss_row(symmetric.robust_log_loss, alpha=(0.01, 1.0)),
+  loss_row(symmetric.symmetric_cross_entropy_loss, balance=(0.0, 1.0), log_zero=(-9.0, -4.0)),
+]

@@ -10,12 +10,14 @@ from hypothesis.extra import numpy as arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sklearn import metrics as sklearn_metrics
 
+from jaxreg.metrics import classification
 from jaxreg.metrics.classification import (
   area_under_roc,
   balanced_top_k_accuracy,
   memorization_fractions,
   top_k_accuracy,
 )
+from tests.conformance import CLASSES, EXAMPLES, draw_classification, draw_logits, metric_row
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.integers(-2, 3, (64, 5)).astype(np.float32)  # few values, hence many ties
@@ -154,3 +156,24 @@ def test_dtypes_in_float64(x64):
 def test_bad_input_is_refused(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+ROWS = [
+  metric_row(classification.top_k_accuracy, k=(1, CLASSES)),
+  metric_row(classification.balanced_top_k_accuracy, k=(1, CLASSES)),
+  metric_row(
+    classification.area_under_roc,
+    # Any of the examples' scores will do, and both classes occur.
+    arguments=lambda rng: (draw_logits(rng)[:, 0], np.resize(np.array([1, 0, 0], np.int32), EXAMPLES)),
+    bad=(("scores", lambda s, p: (s.astype(np.int32), p)), ("positives", lambda s, p: (s, p[1:]))),
+  ),
+  metric_row(
+    classification.memorization_fractions,
+    arguments=lambda rng: (*draw_classification(rng), np.resize(np.arange(CLASSES, dtype=np.int32), EXAMPLES)),
+  ),
+]
+
+
+EXEMPT = {
+  "MemorizationFractions": "result of memorization_fractions",
+}

@@ -9,6 +9,7 @@ import pytest
 
 from jaxreg.metrics import conv_spectrum
 from jaxreg.regularizers.orthogonal_conv import orthogonal_conv_penalty
+from tests.conformance import EXAMPLES, EXTREME, conv_row, draw_logits, extreme_logits, row
 from tests.regularizers.explicit_conv import conv_matrix, defect, shifting_kernel
 from tests.regularizers.test_orthogonal_conv import SHAPES
 
@@ -134,3 +135,36 @@ def test_bad_input():
     conv_spectrum.certified_radius(jnp.ones((3, 2)), lipschitz_constant=0.0)
   with refused("inputs must be a positive int"):
     conv_spectrum.orthogonality_spectral_constant(outputs=1, inputs=0, kernel_size=3)
+
+
+ROWS = [
+  conv_row(conv_spectrum.conv_singular_values, stride=2, size=3, differentiable=False, wide=True),
+  row(
+    conv_spectrum.orthogonality_error,
+    lambda rng: (rng.uniform(0.5, 2, (3, 4)),),
+    bad=(("singular_values", lambda values: (values.astype(np.int32),)),),
+    wide=True,
+  ),
+  row(
+    conv_spectrum.isometry_bounds,
+    lambda rng: (rng.uniform(0.02, 0.05, EXAMPLES),),
+    extreme=lambda values: (EXTREME * np.resize([1.0, -1.0, 0.0], values.shape),),
+    bad=(("penalty", lambda values: (values.astype(np.int32),)),),
+    wide=True,
+    options=dict(spectral_constant=(1.0, 9.0)),
+  ),
+  row(
+    conv_spectrum.certified_radius,
+    lambda rng: (draw_logits(rng),),
+    extreme=extreme_logits,
+    bad=(("logits", lambda z: (z.astype(np.int32),)), ("logits", lambda z: (z[:, :1],))),
+    examples="any",
+    options=dict(lipschitz_constant=(0.5, 2.0)),
+  ),
+]
+
+
+EXEMPT = {
+  "OrthogonalityError": "result of orthogonality_error",
+  "orthogonality_spectral_constant": "of Python integers",
+}

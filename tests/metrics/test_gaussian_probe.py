@@ -13,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxreg.metrics import gaussian_probe
 from jaxreg.metrics.gaussian_probe import gaussian_stats, merge_stats, stats_to_linear
 from jaxreg.metrics.linear_probe import probe_logits
+from tests.conformance import draw_logits, row
 from tests.metrics.test_linear_probe import CLASSES, FEATURES, close, draw
 
 stats_of = jax.jit(gaussian_stats, static_argnames="num_classes")
@@ -143,3 +144,50 @@ def test_statistics_over_devices(mapping):
     mapped = jax.shard_map(part, mesh=mesh, in_specs=(split, split), out_specs=whole, check_vma=False)
     stats = jax.jit(mapped)(features, labels)
   close(stats, gaussian_stats(features, labels, num_classes=CLASSES), rtol=1e-5, atol=1e-5)
+
+
+def _fitted(rng):
+  return rng.normal(size=(9, FEATURES)), np.resize(np.arange(CLASSES, dtype=np.int32), 9)
+
+
+def _of_statistics(function, **options):
+  """`function(statistics, …)` as a function of the features."""
+  call = lambda features, labels, **options: function(gaussian_stats(features, labels, num_classes=CLASSES), **options)
+  return row(function, _fitted, call=call, wide=True, options=options)
+
+
+_BAD_EXAMPLES = (
+  ("features", lambda x, y: (x[0], y)),
+  ("features", lambda x, y: (x.astype(np.int32), y)),
+  ("labels", lambda x, y: (x, y[:1])),
+  ("labels", lambda x, y: (x, 1.0 * y)),
+)
+
+
+ROWS = [
+  row(gaussian_stats, _fitted, bad=_BAD_EXAMPLES, wide=True, options=dict(num_classes=CLASSES)),
+  _of_statistics(stats_to_linear, eps=(0.01, 0.1), relative_floor=(0.0, 0.1)),
+  _of_statistics(
+    merge_stats,
+  )._replace(
+    call=lambda features, labels: merge_stats(
+      gaussian_stats(features[:5], labels[:5], num_classes=CLASSES),
+      gaussian_stats(features[5:], labels[5:], num_classes=CLASSES),
+    )
+  ),
+  row(
+    gaussian_probe.gaussian_scores,
+    lambda rng: (draw_logits(rng)[:, :FEATURES], *_fitted(rng)),
+    call=lambda features, x, y, **options: gaussian_probe.gaussian_scores(
+      gaussian_stats(x, y, num_classes=CLASSES), features, **options
+    ),
+    bad=(("features", lambda features, x, y: (features[:, 1:], x, y)),),
+    options=dict(eps=(0.01, 0.1), relative_floor=(0.0, 0.1)),
+  ),
+]
+
+
+EXEMPT = {
+  "GaussianStats": "result of gaussian_stats",
+  "empty_stats": "zeros of a shape",
+}

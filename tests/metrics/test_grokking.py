@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxreg.metrics import grokking
 from jaxreg.metrics.grokking import (
   nlm_alignment,
   nlm_direction,
@@ -12,6 +13,7 @@ from jaxreg.metrics.grokking import (
   zero_loss_fraction,
 )
 from jaxreg.models import MLP
+from tests.conformance import BAD_LOGITS, BAD_VALUES, draw_layer, draw_logits, metric_row, row
 
 
 @pytest.mark.golden
@@ -108,3 +110,24 @@ def test_alignment_and_norms_at_extremes():
   assert tensor_norms(params)["a"] == jnp.float32(1e30)
   assert tensor_norms({"e": jnp.zeros((0, 3))})["e"] == 0
   assert nlm_alignment({}, {}) == {}
+
+
+ROWS = [
+  metric_row(
+    grokking.softmax_collapse_fraction, arguments=lambda rng: (draw_logits(rng),), bad=BAD_LOGITS, dtype=jnp.float32
+  ),
+  metric_row(
+    grokking.zero_loss_fraction,
+    arguments=lambda rng: (np.maximum(draw_logits(rng)[:, 0], 0),),
+    bad=(("losses", lambda losses: (losses.astype(np.int32),)),),
+  ),
+  row(
+    grokking.nlm_alignment,
+    lambda rng: (*draw_layer(rng), *draw_layer(rng)),
+    bad=(("shapes", lambda grads, params: (grads, jax.tree.map(lambda leaf: leaf[..., 1:], params))),),
+    differentiable=False,
+    wide=True,
+  ),
+  row(grokking.nlm_direction, draw_layer, options=dict(last_layer="kernel"), bad=()),
+  row(grokking.tensor_norms, draw_layer, bad=BAD_VALUES[:0], differentiable=False, wide=True),
+]

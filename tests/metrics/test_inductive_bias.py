@@ -8,6 +8,7 @@ import pytest
 from jaxreg.kernels import hypothesis_space
 from jaxreg.kernels.rbf import rbf_kernel
 from jaxreg.metrics import inductive_bias
+from tests.conformance import EXTREME, row
 
 pytestmark = pytest.mark.usefixtures("x64", "optimized")
 fit = jax.jit(inductive_bias.fit_scaled_chi2, static_argnames="steps")
@@ -157,4 +158,31 @@ CHECKS = {
   "errors": check_fit,
   "out_exact_bias": check_hypotheses,
   "out_dbias_dlogtarget": check_slope,
+}
+
+
+ROWS = [
+  *(
+    row(
+      function,
+      lambda rng: (0.1 + rng.gamma(2.0, size=5),),
+      call=lambda target, function=function, **law: function(
+        target, inductive_bias.ScaledChi2(law["df"], law["nc"], law["scale"], 0.0)
+      ),
+      extreme=lambda target: (EXTREME ** np.linspace(-1, 1, 5),),
+      wide=True,
+      options=dict(df=(3.0, 9.0), nc=(0.5, 5.0), scale=(0.5, 2.0)),
+    )
+    for function in (inductive_bias.scaled_chi2_inductive_bias, inductive_bias.sankaran_inductive_bias)
+  ),
+]
+
+
+EXEMPT = {
+  "ScaledChi2": "result of fit_scaled_chi2",
+  "bootstrap_inductive_bias": "fits",
+  "encoded_inductive_bias": "fits",
+  "fit_scaled_chi2": "an iterative fit with a flat optimum: mapping moves it more than rounding",
+  "required_inductive_bias": "fits",
+  "sample_network_errors": "maps a function of the caller",
 }

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.metrics import lazy_rich
+from tests.conformance import EXTREME, draw_layer, row
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -74,3 +75,52 @@ def test_bad_input():
   for message, call in cases:
     with pytest.raises(ValueError, match=message):
       call()
+
+
+def _kernel_task(rng):
+  factor = rng.normal(size=(6, 6))
+  return factor @ factor.T + np.eye(6), rng.normal(size=6)
+
+
+_BAD_KERNEL = (
+  ("kernel", lambda kernel, targets: (kernel[1:], targets)),
+  ("kernel", lambda kernel, targets: (kernel.astype(np.int32), targets)),
+  ("targets", lambda kernel, targets: (kernel, targets[1:])),
+)
+
+
+ROWS = [
+  row(lazy_rich.kernel_alignment, _kernel_task, bad=_BAD_KERNEL, wide=True),
+  row(
+    lazy_rich.kernel_difficulty,
+    _kernel_task,
+    extreme=lambda kernel, targets: (EXTREME * kernel, EXTREME * targets),  # still positive definite
+    bad=_BAD_KERNEL,
+    wide=True,
+    options=dict(ridge=(0.0, 1.0)),
+  ),
+  row(
+    lazy_rich.relative_motion,
+    lambda rng: (*draw_layer(rng), *draw_layer(rng)),
+    bad=(("shapes", lambda params, start: (params, jax.tree.map(lambda leaf: leaf[..., 1:], start))),),
+    wide=True,
+  ),
+  row(
+    lazy_rich.grokking_gap,
+    lambda rng: (np.arange(3), np.array([[1.0, 0.01, 0.0]]), np.array([[1.0, 1.2, 0.01]])),
+    extreme=lambda steps, train, test: (steps, EXTREME * train, EXTREME * test),
+    bad=(
+      ("steps", lambda steps, train, test: (steps[1:], train, test)),
+      ("shapes", lambda steps, train, test: (steps, train, test[:, 1:])),
+      ("train_losses", lambda steps, train, test: (steps, train.astype(np.int32), test)),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(train_fraction=(0.05, 0.2), test_fraction=(0.2, 0.5)),
+  ),
+]
+
+
+EXEMPT = {
+  "GrokkingGap": "result of grokking_gap",
+}

@@ -8,6 +8,7 @@ import pytest
 from jaxreg.metrics import gaussian_probe, linear_probe
 from jaxreg.metrics.gaussian_probe import gaussian_stats, merge_stats, stats_to_linear
 from jaxreg.metrics.linear_probe import probe_logits
+from tests.conformance import row
 
 CLASSES, FEATURES = 4, 3
 fit_logistic = jax.jit(linear_probe.logistic_probe, static_argnames="num_classes")
@@ -155,3 +156,34 @@ def test_bad_input_is_refused():
   ):
     with pytest.raises(ValueError, match=named):
       bad()
+
+
+ROWS = [
+  row(
+    probe_logits,
+    lambda rng: (rng.normal(size=(16, FEATURES)), rng.normal(size=(CLASSES, FEATURES)), rng.normal(size=CLASSES)),
+    call=lambda features, weights, bias: probe_logits(linear_probe.LinearProbe(weights, bias), features),
+    bad=(("features", lambda features, weights, bias: (features[:, 1:], weights, bias)),),
+  ),
+  row(
+    linear_probe.minmax_scaling,
+    lambda rng: (rng.normal(size=(16, FEATURES)),),
+    bad=(("features", lambda features: (features[0],)), ("features", lambda features: (features.astype(np.int32),))),
+    wide=True,
+  ),
+  row(
+    linear_probe.minmax_scale,
+    lambda rng: (rng.normal(size=(16, FEATURES)), rng.normal(size=FEATURES), rng.uniform(0.5, 2, FEATURES)),
+    call=lambda features, minimum, width: linear_probe.minmax_scale(
+      linear_probe.MinMaxScaling(minimum, width), features
+    ),
+    bad=(("features", lambda features, minimum, width: (features[:, 1:], minimum, width)),),
+  ),
+]
+
+
+EXEMPT = {
+  "LinearProbe": "weights and bias, of logistic_probe and stats_to_linear",
+  "MinMaxScaling": "result of minmax_scaling",
+  "logistic_probe": "iterates until it is near enough: mapping moves it more than rounding",
+}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from jaxreg.metrics.noncentral_chi2 import log_gammainc, noncentral_chi2_logcdf, noncentral_chi2_logpdf
+from tests.conformance import EXAMPLES, EXTREME, row
 
 pytestmark = pytest.mark.usefixtures("x64")
 logcdf, logpdf = jax.jit(noncentral_chi2_logcdf), jax.jit(noncentral_chi2_logpdf)
@@ -85,3 +86,25 @@ def test_bad_input():
       function(jnp.ones(2), df=1.0, nc=float("nan"))
   with pytest.raises(ValueError, match="a must be floating"):
     log_gammainc(jnp.ones(2, int), jnp.ones(2))
+
+
+ROWS = [
+  row(
+    log_gammainc,
+    lambda rng: (rng.uniform(1, 5, EXAMPLES), rng.uniform(0.5, 5, EXAMPLES)),
+    call=lambda z, a: log_gammainc(a, z),
+    extreme=lambda z, a: (np.resize([EXTREME, 1e-3], z.shape), a),
+    examples="any",
+  ),
+  *(
+    row(
+      function,
+      lambda rng: (rng.uniform(0.5, 9, EXAMPLES),),
+      extreme=lambda x: (np.resize([500.0, 1e-3], x.shape),),
+      bad=(("x", lambda x: (x.astype(np.int32),)),),
+      examples="any",
+      options=dict(df=(2.0, 6.0), nc=(0.5, 4.0)),
+    )
+    for function in (noncentral_chi2_logcdf, noncentral_chi2_logpdf)
+  ),
+]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.metrics import pareto
+from tests.conformance import BAD_SAME_SHAPE, EXTREME, extremes, row
 
 fronts = jax.jit(pareto.pareto_front)
 
@@ -33,3 +34,25 @@ def test_fronts_of_several_at_once_and_bad_input():
     pareto.best_within_cost(costs.astype(int), values, values)
   with pytest.raises(ValueError, match="budgets must be floating"):
     pareto.best_within_cost(costs, values, values.astype(int))
+
+
+ROWS = [
+  row(
+    pareto.pareto_front,
+    lambda rng: (rng.normal(size=(3, 4)), rng.normal(size=(3, 4))),
+    bad=(*BAD_SAME_SHAPE, ("costs", lambda c, v: (c.astype(np.int32), v))),
+    differentiable=False,
+    wide=True,
+  ),
+  row(
+    pareto.best_within_cost,
+    lambda rng: (rng.uniform(size=(3, 4)), rng.normal(size=(3, 4)), rng.uniform(1, 2, (3, 5))),
+    extreme=lambda c, v, b: (extremes(c), extremes(v), EXTREME * b),
+    bad=(
+      ("shapes", lambda c, v, b: (c[1:], v, b)),
+      ("costs", lambda c, v, b: (c.astype(np.int32), v, b)),
+      ("budgets", lambda c, v, b: (c, v, b.astype(np.int32))),
+    ),
+    differentiable=False,
+  ),
+]

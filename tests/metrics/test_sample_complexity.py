@@ -7,6 +7,7 @@ import pytest
 
 from jaxreg.metrics import gaussian_probe, linear_probe, sample_complexity
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
+from tests.conformance import EXAMPLES, EXTREME, row
 
 
 def bayes(features, labels, where):
@@ -93,3 +94,47 @@ def test_bad_input_is_refused():
   ):
     with pytest.raises(ValueError, match=named):
       bad()
+
+
+def _features(rng):
+  """Few enough digits that sums, and so the order of the classes, are the same in every precision."""
+  labels = np.resize(np.arange(3, dtype=np.int32), EXAMPLES)
+  return np.round(4 * rng.normal(size=(EXAMPLES, 2)) + 8 * np.eye(3, 2)[labels]), labels
+
+
+def _sample_curve(*arrays):
+  def fit(features, labels, where):
+    return gaussian_probe.stats_to_linear(gaussian_probe.gaussian_stats(features, labels, num_classes=3, where=where))
+
+  options = dict(sizes=np.array([6, 12]), heads={"bayes": fit}, num_classes=3, repeats=2)
+  return sample_complexity.probe_sample_curve(jax.random.key(0), *arrays, **options)
+
+
+ROWS = [
+  row(
+    sample_complexity.min_samples_to,
+    lambda rng: (np.sort(rng.uniform(0, 0.5, (EXAMPLES, 6)))[:, ::-1], np.arange(4, 10, dtype=np.int32)),
+    extreme=lambda errors, sizes: (np.minimum(np.abs(EXTREME * errors), EXTREME * (sizes < 9)), sizes),
+    bad=(
+      ("errors", lambda errors, sizes: (errors.astype(np.int32), sizes)),
+      ("sizes", lambda errors, sizes: (errors, sizes[1:])),
+      ("sizes", lambda errors, sizes: (errors, sizes[:1])),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(target=(0.6, 0.7)),
+  ),
+  row(
+    sample_complexity.probe_sample_curve,
+    lambda rng: (*_features(rng), *_features(rng)),
+    call=_sample_curve,
+    bad=(
+      ("features", lambda x, y, *tests: (x.astype(np.int32), y, *tests)),
+      ("labels", lambda x, y, *tests: (x, y[:1], *tests)),
+      ("test_features", lambda x, y, tests, labels: (x, y, tests[:, :1], labels)),
+      ("test_labels", lambda x, y, tests, labels: (x, y, tests, labels * 1.0)),
+    ),
+    differentiable=False,
+    wide=True,
+  ),
+]

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from jaxreg.metrics import weights
 from jaxreg.metrics.weights import weight_moments, weight_stats
+from tests.conformance import draw_layer, row
 
 moments = jax.jit(weight_moments, static_argnames="ddof")
 
@@ -59,3 +61,31 @@ def test_bad_input():
     weight_moments(jnp.ones(1))
   with pytest.raises(ValueError, match="threshold must lie in"):
     weight_stats({"kernel": jnp.ones((2, 2))}, threshold=-1.0)
+
+
+ROWS = [
+  row(
+    weights.weight_moments,
+    lambda rng: (rng.gamma(2.0, size=(3, 4)),),
+    bad=(("weights", lambda weights: (weights.astype(np.int32),)), ("weights", lambda weights: (weights[:1, :1],))),
+    wide=True,
+  ),
+  row(
+    weights.weight_stats,
+    draw_layer,
+    bad=(
+      ("weights", lambda values: (jax.tree.map(lambda leaf: leaf.astype(np.int32), values),)),
+      ("params", lambda values: ({"bias": values["bias"]},)),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(threshold=(0.0, 0.5)),
+  ),
+]
+
+
+EXEMPT = {
+  "WeightMoments": "result of weight_moments",
+  "WeightStats": "result of weight_stats",
+  "he_deviation": "of Python integers",
+}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.models.direction_unet import DirectionUNet
+from tests.conformance import EXAMPLES, module_row
 
 
 def size(model, *grid):
@@ -27,3 +28,11 @@ def test_any_even_grid():
   assert directions.shape == residuals.shape and np.isfinite(directions).all()
   with pytest.raises(ValueError, match="2 even grid axes"):
     jax.eval_shape(model.apply, params, residuals[:, :7])
+
+
+ROWS = [
+  module_row(
+    DirectionUNet(dimensions=1, channels=2, fine_before=2, coarse=2, fine_after=2),
+    lambda rng: (rng.normal(size=(EXAMPLES, 4)),),
+  ),
+]

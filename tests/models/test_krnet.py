@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxreg.models import krnet
+from tests.conformance import EXAMPLES, module_row, unchanged
 
 check = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-8)
 
@@ -164,3 +165,22 @@ def check_flow(arrays, meta):
   check(values, arrays["out_logp"][:, 0])
   check(gradient, arrays["grad_x_logp"])
   check(apply(flow, variables, arrays["z_prior"], method="inverse"), arrays["out_samples"])
+
+
+def _points(rng):
+  return (rng.uniform(-0.9, 0.9, (EXAMPLES, 3)),)
+
+
+def _flow(module, **keywords):
+  """`module(points)`, which returns the mapped points and the logarithm of the determinant."""
+  call = lambda module, variables, points: list(module.apply(variables, points))
+  return module_row(module, _points, call=call, examples="none", **keywords)
+
+
+ROWS = [
+  _flow(krnet.ActNorm(3)),
+  _flow(krnet.AffineCoupling(3, 1, 4)),
+  _flow(krnet.BoundedSupport(-1.01, 1.01), wide=False, extreme=unchanged),
+  _flow(krnet.PiecewiseQuadraticCDF(3, 4)),
+  module_row(krnet.KRnet(3, depth=2, width=4, bins=4), _points, extreme=unchanged),
+]

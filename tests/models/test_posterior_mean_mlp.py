@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
+from tests.conformance import draw_logits, module_row
 
 MODEL = PosteriorMeanMLP(width=6, outputs=2)
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
@@ -31,3 +32,8 @@ def test_is_the_formula():
 def test_bad_width(width):
   with pytest.raises(ValueError, match="width must be a positive even number"):
     PosteriorMeanMLP(width=width, outputs=1).init(jax.random.key(0), INPUTS)
+
+
+ROWS = [
+  module_row(PosteriorMeanMLP(4, 3), lambda rng: (draw_logits(rng),), wide=False),
+]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.models import ResNet, WideResNet
+from tests.conformance import EXAMPLES, module_row
 
 
 def count(model, size):
@@ -44,3 +45,22 @@ def test_statistics_of_the_whole_batch_over_devices():
   )
   np.testing.assert_allclose(got[:, 0], expected, rtol=1e-4, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b, rtol=1e-4, atol=1e-5), got_stats, stats)
+
+
+ROWS = [
+  module_row(
+    ResNet(stages=(1,), classes=2, width=2),
+    lambda rng: (rng.normal(size=(EXAMPLES, 4, 4, 1)),),
+    options=dict(train=False),
+  ),
+  module_row(
+    WideResNet(depth=10, widen=1, classes=2, width=2),
+    lambda rng: (rng.normal(size=(EXAMPLES, 4, 4, 1)),),
+    options=dict(train=False),
+  ),
+]
+
+
+EXEMPT = {
+  "DEPTHS": "numbers",
+}

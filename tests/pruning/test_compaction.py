@@ -40,3 +40,9 @@ def test_compact_convolutions():
   assert smaller["Dense_0"]["kernel"].shape == (16, 3)
   outputs = [Network(w).apply({"params": p}, x) for w, p in (((6, 5), params), ((4, 4), smaller))]
   np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
+
+
+EXEMPT = {
+  "compact": "shapes depend on values: not traceable, by contract",
+  "compact_pair": "shapes depend on values: not traceable, by contract",
+}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.pruning import dynamic_pruning as pruning
+from tests.conformance import CLASSES, EXAMPLES, draw_logits, extreme_logits, module_row, row
 
 TOLERANCE = 1e-5
 mass_programs = functools.cache(lambda min_keep: jax.jit(functools.partial(pruning.mass_mask, min_keep=min_keep)))
@@ -298,3 +299,55 @@ def test_bad_input():
     pruning.MaskedConv(2, mode="both").init(jax.random.key(0), maps, target=target, train=False)
   with refused("pool must be one of max, mean"):
     pruning.MaskHead(2, pool="avg").init(jax.random.key(0), maps)
+
+
+def mask(function, **options):
+  """`function(feature_maps, **options)`, zeros and ones of each filter, of which there is no gradient."""
+  maps = lambda rng: (rng.normal(size=(EXAMPLES, 3, CLASSES)),)
+  bad = (
+    ("feature_maps", lambda maps: (maps.astype(np.int32),)),
+    ("feature_maps", lambda maps: (maps[0, 0],)),
+  )
+  return row(function, maps, bad=bad, examples="batch", differentiable=False, options=options)
+
+
+_BAD_MASKS = (
+  ("logits", lambda z, g: (z.astype(np.int32), g)),
+  ("targets", lambda z, g: (z, g[:1])),
+  ("targets", lambda z, g: (z, g[:, 0])),
+)
+
+
+ROWS = [
+  row(
+    pruning.straight_through_mask,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    call=lambda logits: (pruning.straight_through_mask(logits), logits),
+    bad=(("logits", lambda logits: (logits.astype(np.int32),)),),
+    surrogate=lambda logits, results: results[0] + jax.nn.sigmoid(logits) - jax.nn.sigmoid(results[1]),
+  ),
+  module_row(pruning.MaskHead(3), lambda rng: (rng.normal(size=(EXAMPLES, 2, 2, 4)),)),
+  module_row(
+    pruning.MaskedConv(3),
+    lambda rng: (rng.normal(size=(EXAMPLES, 4, 4, 2)),),
+    options=dict(target=functools.partial(pruning.mass_mask, mass=0.9), train=False),
+  ),
+  mask(pruning.mass_mask, mass=(0.2, 0.9)),
+  mask(pruning.uniform_mask, prune_ratio=(0.1, 0.7)),
+  row(
+    pruning.mask_prediction_loss,
+    lambda rng: (draw_logits(rng), rng.integers(0, 2, (EXAMPLES, CLASSES)).astype(np.float64)),
+    extreme=extreme_logits,
+    bad=_BAD_MASKS,
+    examples="batch",
+  ),
+  row(
+    pruning.mask_accuracy,
+    lambda rng: (draw_logits(rng), rng.integers(0, 2, (EXAMPLES, CLASSES)).astype(np.float64)),
+    extreme=extreme_logits,
+    bad=_BAD_MASKS,
+    examples="batch",
+    differentiable=False,
+    wide=True,
+  ),
+]

@@ -9,6 +9,7 @@ import pytest
 
 from jaxreg.pruning import gathered
 from jaxreg.pruning.dynamic_pruning import MaskedConv, mass_mask
+from tests.conformance import row
 
 FRACTIONS = (0.5, 1.0)
 
@@ -110,3 +111,24 @@ def test_bad_input():
       gathered.gathered_sizes(8, fractions)
   with refused("layer must have one group, got 2"):
     gathered.gathered_masked_conv(MaskedConv(4, groups=2), {}, image, mask)
+
+
+ROWS = [
+  row(
+    gathered.gathered_conv,
+    lambda rng: (rng.normal(size=(4, 4, 4)), rng.normal(size=(3, 3, 4, 4))),
+    call=lambda image, kernel: gathered.gathered_conv(
+      image, kernel, output_mask=jnp.arange(4) < 3, input_mask=jnp.arange(4) > 1, fractions=(0.5, 1.0)
+    ),
+    bad=(
+      ("image", lambda image, kernel: (image.astype(np.int32), kernel)),
+      ("kernel", lambda image, kernel: (image, kernel[0])),
+    ),
+  ),
+]
+
+
+EXEMPT = {
+  "gathered_masked_conv": "of a module and its variables; compared with the module",
+  "gathered_sizes": "of Python numbers",
+}

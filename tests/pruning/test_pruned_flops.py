@@ -8,6 +8,7 @@ import pytest
 from jaxreg.pruning import pruned_flops
 from jaxreg.pruning.dynamic_pruning import mass_mask
 from jaxreg.pruning.pruned_flops import ConvCost
+from tests.conformance import EXAMPLES, row, unchanged
 
 COSTS = [ConvCost(inputs=3, outputs=8, taps=9, positions=64), ConvCost(8, 8, 9, 16, groups=8), ConvCost(8, 10, 1, 16)]
 
@@ -61,3 +62,37 @@ def test_bad_input():
     pruned_flops.official_dynamic_flops([], [])
   with pytest.raises(ValueError, match="input_positions 0"):
     pruned_flops.mask_head_flops(COSTS, [])
+
+
+_COSTS = [ConvCost(inputs=1, outputs=8, taps=9, positions=64), ConvCost(8, 16, 9, 16)]
+
+
+def _counts(rng):
+  return rng.integers(1, 9, EXAMPLES).astype(np.float64), rng.integers(1, 17, EXAMPLES).astype(np.float64)
+
+
+ROWS = [
+  row(
+    pruned_flops.dynamic_flops,
+    _counts,
+    call=lambda *active: pruned_flops.dynamic_flops(active, _COSTS),
+    extreme=unchanged,
+    wide=True,
+  ),
+  row(
+    pruned_flops.official_dynamic_flops,
+    _counts,
+    call=lambda *active: pruned_flops.official_dynamic_flops(active, _COSTS),
+    extreme=unchanged,
+    differentiable=False,
+    wide=True,
+  ),
+]
+
+
+EXEMPT = {
+  "ConvCost": "Python integers",
+  "dense_flops": "of Python integers",
+  "mask_head_flops": "of Python integers",
+  "oracle_flops": "takes a function of the caller",
+}

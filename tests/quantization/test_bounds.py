@@ -10,6 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxreg.quantization import bounds
 from jaxreg.quantization.fake_quant import fake_quant_activation
+from tests.conformance import CLASSES, draw_logits, row
 
 
 @jax.jit
@@ -113,3 +114,40 @@ def test_bad_input():
     bounds.scaled_mean_magnitude_bound(start(3), factor=-1)
   with pytest.raises(ValueError, match="tree of BoundState"):
     bounds.freeze_bounds({"a": jnp.ones(3)})
+
+
+ROWS = [
+  row(
+    bounds.activation_bound_update,
+    lambda rng: (draw_logits(rng), bounds.BoundState(*rng.uniform(size=(6, CLASSES)))),
+    call=lambda x, state, rate: bounds.activation_bound_update(x, state=state, rate=rate),
+    bad=(
+      ("inputs", lambda x, state: (x[:, 1:], state)),
+      ("inputs", lambda x, state: (x.astype(np.int32), state)),
+    ),
+    differentiable=False,
+    wide=True,
+    options=dict(rate=(0.0, 1.0)),
+  ),
+  *(
+    row(
+      function,
+      lambda rng: (bounds.BoundState(*rng.uniform(size=(6, CLASSES))),),
+      bad=(("BoundState", lambda state: (tuple(state),)),),
+      differentiable=False,
+      wide=True,
+    )
+    for function in (bounds.freeze_bounds, bounds.per_tensor_bounds)
+  ),
+]
+
+
+EXEMPT = {
+  "BOUND_RULES": "functions by name",
+  "BoundState": "state, carried by activation_bound_update",
+  "activation_bound_init": "builds a state from a Python integer",
+  "mean_of_max_bound": "carried by freeze_bounds",
+  "mean_plus_deviation_bound": "a formula of a state, compared with NumPy's in its tests",
+  "scaled_mean_magnitude_bound": "a formula of a state, compared with NumPy's in its tests",
+  "scaled_root_mean_square_bound": "a formula of a state, compared with NumPy's in its tests",
+}

@@ -18,3 +18,13 @@ def test_sampled_configurations():
   forms = np.stack([configs.per_channel, configs.weight_symmetric, configs.act_symmetric])
   np.testing.assert_allclose(forms.mean(1), 0.5, atol=0.12)
   assert np.abs(np.corrcoef(forms.transpose(0, 2, 1).reshape(15, -1)) - np.eye(15)).max() < 0.25
+
+
+EXEMPT = {
+  "ElasticLayer": "result of elastic_layers",
+  "config_variables": "renames",
+  "elastic_layers": "of a module's shapes",
+  "sample_config": "of a key and integers",
+  "sample_forms": "of a key and integers",
+  "uniform_config": "of integers",
+}

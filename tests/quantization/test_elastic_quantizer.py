@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxreg.quantization import elastic_quantizer
 from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS, lsq_calibrate, lsq_quantize
+from tests.conformance import EXAMPLES, row
 
 
 @jax.jit
@@ -150,3 +152,35 @@ def test_more_bits_and_more_channels_are_more_accurate():
     assert errors[True, bits] <= errors[False, bits]
   for per_channel in (False, True):
     assert errors[per_channel, 8] <= errors[per_channel, 4] <= errors[per_channel, 2]
+
+
+def _lsq_surrogate(x, results, scale, *, bits):
+  """The identity on the grid and constant beyond, about the point of the row's second result."""
+  value, point = results
+  half = 2.0 ** (bits - 1)
+  ratio = point / (scale + 1e-6)
+  return value + jnp.where((ratio >= -half) & (ratio <= half - 1), x - point, 0)
+
+
+ROWS = [
+  row(
+    elastic_quantizer.lsq_quantize,
+    lambda rng: (rng.normal(size=EXAMPLES), np.array(0.3)),
+    call=lambda x, scale, bits: (elastic_quantizer.lsq_quantize(x, scale, bits=bits), x),
+    bad=(
+      ("values", lambda x, scale: (x.astype(np.int32), scale)),
+      ("scale", lambda x, scale: (x, np.ones(3))),
+      ("scale", lambda x, scale: (x, scale.astype(np.int32))),
+    ),
+    surrogate=_lsq_surrogate,
+    options=dict(bits=(2, 8)),
+  ),
+]
+
+
+EXEMPT = {
+  "ELASTIC_BITS": "numbers",
+  "ElasticQuantizer": "a module around lsq_quantize",
+  "LsqTable": "result of lsq_calibrate",
+  "lsq_calibrate": "a search whose ties rounding decides; has its golden test",
+}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.quantization import fake_quant, straight_through
+from tests.conformance import EXAMPLES, extremes, row, straight_through_surrogate
 
 SHAPE = (3, 4)  # weights: inputs, outputs
 
@@ -191,3 +192,43 @@ def test_bad_input():
     fake_quant.fake_quant_activation(weights, bits=4, bound=float("nan"), signed=True)
   with pytest.raises(ValueError, match="inputs must be floating"):
     fake_quant.fake_quant_activation(jnp.arange(3), bits=4, bound=1.0, signed=True)
+
+
+def _clipped_straight_through(x, results, bound, *, bits, signed):
+  value, start = results
+  inside = (start <= bound) & (start >= (-bound if signed else 0))
+  return value + jnp.where(inside, x - start, 0)
+
+
+ROWS = [
+  row(
+    fake_quant.fake_quant_weight,
+    lambda rng: (rng.normal(size=(6, 3)),),
+    call=lambda x, bits: (fake_quant.fake_quant_weight(x, bits=bits), x),
+    bad=(("weights", lambda x: (x.astype(np.int32),)),),
+    surrogate=straight_through_surrogate,
+    options=dict(bits=(2, 8)),
+  ),
+  *(
+    row(
+      fake_quant.fake_quant_activation,
+      lambda rng: (rng.normal(size=EXAMPLES), rng.uniform(0.5, 1, EXAMPLES)),
+      call=lambda x, bound, bits, signed: (
+        fake_quant.fake_quant_activation(x, bits=bits, bound=bound, signed=signed),
+        x,
+      ),
+      extreme=lambda x, bound: (extremes(x), np.resize([0.0, 1e4, -1.0], bound.shape)),
+      bad=(("inputs", lambda x, b: (x.astype(np.int32), b)), ("bound", lambda x, b: (x, b[1:]))),
+      surrogate=functools.partial(_clipped_straight_through, signed=signed),
+      options=dict(bits=(2, 8), signed=signed),
+    )
+    for signed in (False, True)
+  ),
+]
+
+
+EXEMPT = {
+  "Quantized": "result of quantize_weight and quantize_activation",
+  "quantize_activation": "carried by fake_quant_activation",
+  "quantize_weight": "carried by fake_quant_weight",
+}

@@ -16,6 +16,7 @@ from jaxreg.quantization.fake_quant import (
   quantize_weight,
 )
 from jaxreg.quantization.layers import QConv, QDense
+from tests.conformance import EXAMPLES, row
 
 EPS = np.finfo(np.float32).eps
 
@@ -172,3 +173,32 @@ def test_bad_input():
     integer.integer_conv(x, w, **options)
   with pytest.raises(ValueError, match="bits must be an integer"):
     integer.aqt_dot_general(bits=9)
+
+
+ROWS = [
+  row(
+    integer.integer_dense,
+    lambda rng: (rng.normal(size=(EXAMPLES, 6)),),
+    call=lambda x, **bits: integer.integer_dense(x, jnp.cos(jnp.arange(18.0)).reshape(6, 3), **bits),
+    bad=(("inputs", lambda x: (x.astype(np.int32),)), ("kernel", lambda x: (x[:, 1:],))),
+    examples="any",
+    differentiable=False,
+    options=dict(bound=1.5, signed=False, weight_bits=(2, 8), act_bits=(2, 8)),
+  ),
+  row(
+    integer.integer_conv,
+    lambda rng: (rng.normal(size=(2, 4, 3, 2)),),
+    call=lambda x, **bits: integer.integer_conv(x, jnp.cos(jnp.arange(24.0)).reshape(2, 2, 2, 3), **bits),
+    bad=(("inputs", lambda x: (x.astype(np.int32),)), ("kernel", lambda x: (x[..., 1:],))),
+    differentiable=False,
+    options=dict(bound=1.5, signed=True, weight_bits=(2, 8), act_bits=(2, 8)),
+  ),
+]
+
+
+EXEMPT = {
+  "IntegerConv": "a module around integer_conv",
+  "IntegerDense": "a module around integer_dense",
+  "aqt_dot_general": "a module of AQT",
+  "integer_dot": "carried by integer_dense",
+}

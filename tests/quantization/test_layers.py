@@ -14,6 +14,7 @@ from jaxreg.models.quant_resnet import quant_resnet
 from jaxreg.quantization import bounds
 from jaxreg.quantization.fake_quant import fake_quant_activation, fake_quant_weight
 from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense
+from tests.conformance import EXAMPLES, draw_logits, module_row
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 4, 4, 1)).astype(np.float32)
 MIXED = Precision(4, 4, 8, 8)
@@ -134,3 +135,20 @@ def test_bad_input():
     jax.eval_shape(lambda: QDense(2, weight_bits=17).init(jax.random.key(0), jnp.ones((1, 2))))
   with pytest.raises(ValueError, match="act_bits must lie in"):
     jax.eval_shape(lambda: QDense(2, act_bits=0).init(jax.random.key(0), jnp.ones((1, 2))))
+
+
+ROWS = [
+  module_row(QDense(3, weight_bits=4, act_bits=4), lambda rng: (draw_logits(rng),), differentiable=False),
+  module_row(
+    QConv(3, (3, 3), weight_bits=4, act_bits=4),
+    lambda rng: (rng.normal(size=(EXAMPLES, 4, 4, 2)),),
+    differentiable=False,
+  ),
+]
+
+
+EXEMPT = {
+  "ActivationBound": "keeps the state of activation_bound_update, in QDense and QConv",
+  "PRECISIONS": "numbers",
+  "Precision": "numbers",
+}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jaxreg.quantization import search
 from jaxreg.quantization.elastic_config import sample_config, uniform_config
 from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS
+from tests.conformance import draw_logits, module_row, row
 
 averaged = jax.jit(search.average_bits)
 
@@ -122,3 +123,21 @@ def test_bad_input():
       )  # fmt: skip
   with pytest.raises(ValueError, match="bits and sizes must"):
     search.average_bits(jnp.array([2, 2]), (1, 1))
+
+
+ROWS = [
+  module_row(search.AccuracyPredictor(base=0.5, hidden=(4,)), lambda rng: (draw_logits(rng),)),
+  row(
+    search.average_bits,
+    lambda rng: (rng.integers(2, 9, 6).astype(np.int32), rng.integers(1, 100, 6).astype(np.int32)),
+    bad=(("bits", lambda bits, sizes: (bits[1:], sizes)), ("bits", lambda bits, sizes: (bits[:2], sizes[:2]))),
+    differentiable=False,
+    wide=True,
+  ),
+]
+
+
+EXEMPT = {
+  "encode_config": "of integers",
+  "evolve_bits": "maps a function of the caller",
+}

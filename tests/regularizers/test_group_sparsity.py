@@ -19,6 +19,7 @@ from jaxreg.regularizers.group_sparsity import (
   wgsef_minimizer,
 )
 from jaxreg.regularizers.groups import group_ids, group_norms, scale_groups
+from tests.conformance import LAYER_GROUPS, penalty_row
 
 GROUPS = np.array([0, 1, 1, 2, 2, 2, 3, 4, 4, 5])
 WEIGHTS = np.array([1.0, 2.0, 3.0, 0.5, 2.0, 1.0])
@@ -355,3 +356,13 @@ def test_bad_input():
   for message, call in bad:
     with pytest.raises(ValueError, match=message):
       call()
+
+
+ROWS = [
+  penalty_row(group_sparsity.wgsef, LAYER_GROUPS, k=(1, 4)),
+  penalty_row(group_sparsity.wgsef_minimizer, LAYER_GROUPS, k=(1, 4), differentiable=False, wide=True),
+  penalty_row(group_sparsity.wgsef_conjugate, LAYER_GROUPS, k=(1, 4)),
+  penalty_row(group_sparsity.prox_wgsef, LAYER_GROUPS, k=(1, 4), lam=(0.0, 2.0)),
+  penalty_row(group_sparsity.group_lasso, LAYER_GROUPS),
+  penalty_row(group_sparsity.prox_group_lasso, LAYER_GROUPS, lam=(0.0, 2.0)),
+]

@@ -1,13 +1,16 @@
 """Group ids by kind, and masks of the support."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxreg.regularizers import groups
 from jaxreg.regularizers.group_sparsity import (
   prox_wgsef,
   wgsef,
 )
 from jaxreg.regularizers.groups import freeze_support, group_ids, group_norms, sum_groups
+from tests.conformance import LAYER_GROUPS, draw_layer, penalty_row, row
 
 
 def test_kinds():
@@ -33,3 +36,28 @@ def test_freeze_support():
   assert mask["Conv_0"]["kernel"].all(axis=(0, 1, 2)).tolist() == [True, False, True]
   assert mask["Conv_0"]["bias"].tolist() == [True, False, True]
   assert mask["Dense_0"]["kernel"].all()
+
+
+ROWS = [
+  penalty_row(groups.sum_groups, LAYER_GROUPS, num_groups=4, wide=True),
+  row(
+    groups.scale_groups,
+    lambda rng: (*draw_layer(rng), rng.uniform(size=4)),
+    call=lambda values, factors: groups.scale_groups(values, LAYER_GROUPS, factors),
+    bad=(("groups", lambda values, factors: (jax.tree.map(lambda leaf: leaf[None], values), factors)),),
+  ),
+  row(groups.group_norms, draw_layer, wide=True, options=dict(kind="neuron")),
+  row(
+    groups.freeze_support,
+    draw_layer,
+    call=lambda params: groups.freeze_support(params, {"kernel": "neuron", "bias": None}),
+    differentiable=False,
+    wide=True,
+  ),
+]
+
+
+EXEMPT = {
+  "group_ids": "reads shapes only and returns NumPy ids; group_norms carries it",
+  "resolve_groups": "reads shapes only; group_norms carries it",
+}

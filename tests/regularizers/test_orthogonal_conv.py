@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from jaxreg.regularizers import orthogonal_conv
+from tests.conformance import conv_row, draw_layer, row
 from tests.regularizers.explicit_conv import conv_matrix, defect, orthonormal, shifting_kernel
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -237,3 +238,35 @@ def test_bad_input():
     orthogonal_conv.orthogonal_dense_penalty(jnp.zeros(3))
   with refused("padding must be one of"):
     orthogonal_conv.orthogonal_conv_exists(outputs=1, inputs=1, kernel_size=1, padding="REFLECT")
+
+
+ROWS = [
+  conv_row(orthogonal_conv.orthogonal_conv_penalty, stride=1),
+  conv_row(orthogonal_conv.orthogonal_conv_penalty, stride=2),
+  conv_row(orthogonal_conv.orthogonal_conv_defect_norm, stride=1),
+  row(
+    orthogonal_conv.orthogonal_dense_penalty,
+    lambda rng: (rng.normal(size=(3, 4)),),
+    bad=(("weights", lambda w: (w.astype(np.int32),)), ("weights", lambda w: (w[0],))),
+  ),
+  row(
+    orthogonal_conv.orthogonal_penalty,
+    lambda rng: ({"conv": {"kernel": rng.normal(size=(3, 2, 4))}, **draw_layer(rng)[0]},),
+    call=lambda params, weight: orthogonal_conv.orthogonal_penalty(
+      params, {"conv/kernel": 1, "kernel": None}, layer_weights={"conv/kernel": weight}
+    ),
+    bad=(
+      ("strides", lambda params: ({"conv": params["conv"]},)),
+      ("kernel", lambda params: ({**params, "conv": {"kernel": np.zeros((2, 2, 4))}},)),
+    ),
+    wide=True,
+    options=dict(weight=(0.0, 2.0)),
+  ),
+]
+
+
+EXEMPT = {
+  "orthogonal_conv_exists": "of Python integers",
+  "orthogonal_conv_offset": "of Python integers",
+  "orthogonal_conv_taps": "of Python integers",
+}

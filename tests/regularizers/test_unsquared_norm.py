@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.regularizers import unsquared_norm
 from jaxreg.regularizers.groups import group_norms
 from jaxreg.regularizers.unsquared_norm import unsquared_norm_penalty
+from tests.conformance import draw_layer, row
 
 
 def test_is_a_sum_of_norms():
@@ -29,3 +31,13 @@ def test_gradient_is_the_direction_and_zero_at_zero(scale):
 def test_bad_input():
   with pytest.raises(ValueError, match="params must be floating"):
     unsquared_norm_penalty({"a": jnp.ones(2), "b": jnp.ones(2, int)})
+
+
+ROWS = [
+  row(
+    unsquared_norm.unsquared_norm_penalty,
+    draw_layer,
+    bad=(("params", lambda values: (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), values),)),),
+    wide=True,
+  ),
+]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.regularizers import weight_distribution
+from tests.conformance import draw_layer, row
 
 penalties = jax.jit(
   lambda weights, target: (
@@ -63,3 +64,19 @@ def test_bad_input():
     weight_distribution.kurtosis_penalty([jnp.ones(3)], target=0.5)
   with pytest.raises(ValueError, match="kurtosis_weight must lie in"):
     weight_distribution.weight_distribution_penalty([jnp.ones(3)], kurtosis_weight=-1.0)
+
+
+_BAD_WEIGHTS = (("weights", lambda values: (jax.tree.map(lambda leaf: np.ones(leaf.shape, np.int32), values),)),)
+
+
+ROWS = [
+  row(weight_distribution.kurtosis_penalty, draw_layer, bad=_BAD_WEIGHTS, wide=True, options=dict(target=(1.2, 3.0))),
+  row(weight_distribution.skewness_penalty, draw_layer, bad=_BAD_WEIGHTS, wide=True),
+  row(
+    weight_distribution.weight_distribution_penalty,
+    draw_layer,
+    bad=_BAD_WEIGHTS,
+    wide=True,
+    options=dict(kurtosis_weight=(0.0, 1.0), skewness_weight=(0.0, 1.0), target=(1.2, 3.0)),
+  ),
+]

@@ -9,6 +9,7 @@ import pytest
 
 from jaxreg.models import MLP
 from jaxreg.solvers import adaptive_sampling, peak_equations
+from tests.conformance import EXAMPLES, row
 
 
 def cosines(points, coefficients, level=1.0):
@@ -252,3 +253,39 @@ def test_golden_36_aas_adversary(golden, x64):
     np.testing.assert_allclose(adversary.density, arrays["out_pstar"], rtol=1e-8)
     np.testing.assert_allclose(adversary.objective, arrays["out_max_objective"], rtol=1e-8)
   assert seen
+
+
+_BAD_DENSITIES = (
+  ("shapes", lambda log_density, *rest: (log_density[1:], *rest)),
+  ("log_density", lambda log_density, *rest: (log_density.astype(np.int32), *rest)),
+)
+
+
+ROWS = [
+  row(
+    adaptive_sampling.aas_sampler_loss,
+    lambda rng: (rng.normal(size=EXAMPLES), rng.normal(size=(EXAMPLES, 2)), *rng.uniform(size=(2, EXAMPLES))),
+    bad=(*_BAD_DENSITIES, ("score", lambda log_density, score, *rest: (log_density, score[:1], *rest))),
+    examples="any",
+    options=dict(smoothness=(0.0, 0.5), baseline=(0.0, 1.0)),
+  ),
+  row(
+    adaptive_sampling.das_cross_entropy_loss,
+    lambda rng: (rng.normal(size=EXAMPLES), *rng.uniform(size=(2, EXAMPLES))),
+    bad=_BAD_DENSITIES,
+    examples="any",
+  ),
+]
+
+
+EXEMPT = {
+  "Derivatives": "result of tanh_network_derivatives",
+  "OptimalAdversary": "result of optimal_adversary_1d",
+  "aas_pinn_loss": "takes functions of the caller",
+  "laplacian": "takes a function of the caller",
+  "log_density_and_score": "takes a function of the caller",
+  "normalize_squared_residuals": "divides by a mean, which extreme densities make extreme",
+  "optimal_adversary_1d": "a closed form for tests, in the golden test",
+  "sample_in_box": "takes a function of the caller",
+  "tanh_network_derivatives": "takes a network's parameters; has its own test",
+}

@@ -10,6 +10,7 @@ import pytest
 from jaxreg.solvers import adversarial_mdp as mdps
 from jaxreg.solvers import linear_q_estimation as estimation
 from jaxreg.solvers.follow_the_regularized_leader import ftrl_entropy
+from tests.conformance import row, unchanged
 
 
 @jax.jit
@@ -243,3 +244,50 @@ def test_bad_input():
     estimation.quadratic_bonus(ones((1, 2, 3)), ones((3, 3)), ones((2,)), scale=1)
   with pytest.raises(ValueError, match="transitions must have shape"):
     estimation.dilated_bonus(ones((1, 2, 2)), ones((1, 2, 2)), ones((1, 2, 2)))
+
+
+def _problem(dtype):
+  """Two layers of three states with two actions, and features of size two."""
+  rng = np.random.default_rng(0)
+  arrays = (rng.dirichlet(np.ones(2), (2, 3, 2)), rng.dirichlet(np.ones(3), (2, 2)), rng.dirichlet(np.ones(3)))
+  return mdps.linear_mdp(*(jnp.asarray(array, dtype) for array in arrays))
+
+
+def _policy(rng):
+  return rng.dirichlet(np.ones(2), (2, 3))
+
+
+ROWS = [
+  row(
+    mdps.occupancy,
+    lambda rng: (_policy(rng),),
+    call=lambda policy: mdps.occupancy(_problem(policy.dtype), policy),
+    extreme=unchanged,
+  ),
+  row(
+    mdps.policy_values,
+    lambda rng: (rng.normal(size=(2, 3, 2)), _policy(rng)),
+    call=lambda losses, policy: list(mdps.policy_values(_problem(policy.dtype), losses, policy)),
+  ),
+  row(
+    mdps.exact_visits,
+    lambda rng: (_policy(rng),),
+    call=lambda policy: list(mdps.exact_visits(_problem(policy.dtype), policy, jax.random.key(0))),
+    extreme=unchanged,
+  ),
+  row(
+    mdps.best_policy_in_hindsight,
+    lambda rng: (rng.normal(size=(2, 3, 2)),),
+    call=lambda losses: mdps.best_policy_in_hindsight(_problem(losses.dtype), losses)[1],
+    differentiable=False,
+  ),
+]
+
+
+EXEMPT = {
+  "EpisodeResult": "result of optimize_policy",
+  "LinearMDP": "what linear_mdp makes",
+  "linear_mdp": "holds its arguments, in every row here",
+  "optimize_policy": "simulates episodes with functions of the caller; the golden file carries it",
+  "simulated_visits": "draws; its tests compare them with the exact ones",
+}

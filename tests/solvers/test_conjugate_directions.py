@@ -14,6 +14,7 @@ from jaxreg.solvers import conjugate_directions
 from jaxreg.solvers.conjugate_directions import solve_conjugate_directions
 from jaxreg.solvers.lanczos import lanczos_decomposition, ritz_pairs
 from jaxreg.solvers.poisson import poisson_matvec
+from tests.conformance import row, unchanged
 
 SIZE = 20
 
@@ -219,3 +220,23 @@ def test_bad_input():
     solve_conjugate_directions(lambda v: v, jnp.ones(3), lambda r: r[:1])
   with pytest.raises(ValueError, match="b must be floating"):
     solve_conjugate_directions(lambda v: v, jnp.ones(3, int), lambda r: r)
+
+
+ROWS = [
+  row(
+    solve_conjugate_directions,
+    lambda rng: (rng.normal(size=4),),
+    call=lambda b: (
+      solve_conjugate_directions(
+        lambda v: v * jnp.arange(1, 5, dtype=v.dtype), b, lambda residual: residual, steps=3, tolerance=0.0
+      ).x
+    ),
+    extreme=unchanged,
+    differentiable=False,
+  ),
+]
+
+
+EXEMPT = {
+  "ConjugateDirectionsResult": "result of solve_conjugate_directions",
+}

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxreg.losses import spherical
 from jaxreg.losses.spherical import SphericalStatistics
 from jaxreg.solvers import factored_output as fo
+from tests.conformance import row, unchanged
 
 CLASSES, FEATURES, EXAMPLES = 40, 5, 6
 
@@ -349,3 +350,56 @@ def test_cost_does_not_depend_on_the_number_of_classes():
     if own[1] < 2 * own[0] and dense[1] > 20 * dense[0]:
       return
   pytest.fail(f"factored {own}, dense {dense} seconds")
+
+
+def state_of(factor):
+  """A state with this factor, of a dtype that it may have."""
+  factor = factor.astype(jnp.promote_types(factor.dtype, jnp.float32))
+  eye, zeros = jnp.eye(FEATURES, dtype=factor.dtype), jnp.zeros(FEATURES, factor.dtype)
+  return fo.FactoredState(factor, eye, eye, zeros, factor.T @ factor, factor.sum(0), jnp.int32(0))
+
+
+def _factored(function, call, **options):
+  """`call(state, inputs)`, floating results for a batch of inputs."""
+  return row(
+    function,
+    lambda rng: (rng.normal(size=(6, FEATURES)) / 2, rng.normal(size=(CLASSES, FEATURES))),
+    call=lambda inputs, factor, **options: call(state_of(factor), inputs, **options),
+    extreme=unchanged,
+    differentiable=function is fo.factored_statistics,
+    wide=True,
+    options=options,
+  )
+
+
+_LABELS = np.arange(6) % CLASSES
+
+
+ROWS = [
+  _factored(fo.factored_weights, lambda state, inputs: fo.factored_weights(state)),
+  _factored(fo.center_factored, lambda state, inputs: fo.center_factored(state)),
+  _factored(fo.decay_factored, lambda state, inputs, rate: fo.decay_factored(state, rate=rate), rate=(0.0, 0.9)),
+  _factored(
+    fo.stabilize_factored,
+    lambda state, inputs: fo.factored_weights(fo.stabilize_factored(fo.decay_factored(state, rate=0.9))),
+  ),
+  _factored(fo.unfactorize, lambda state, inputs: fo.unfactorize(state)),
+  _factored(fo.factored_statistics, lambda state, inputs: fo.factored_statistics(state, inputs, _LABELS)),
+  _factored(
+    fo.factored_sgd_step,
+    lambda state, inputs, learning_rate: fo.factored_sgd_step(
+      state, inputs, _LABELS, SphericalStatistics(*jnp.ones((3, 6), state.gram.dtype)), learning_rate=learning_rate
+    )[0],
+    learning_rate=(0.0, 0.01),
+  ),
+  _factored(
+    fo.factored_value_and_grad,
+    lambda state, inputs: fo.factored_value_and_grad(z)(state, inputs, _LABELS, 0.01)[0],
+  ),
+]
+
+
+EXEMPT = {
+  "FactoredState": "what the functions of this module carry",
+  "factored_init": "draws; its tests look at the weights",
+}

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxreg.solvers import follow_the_regularized_leader
 from jaxreg.solvers.follow_the_regularized_leader import ftrl_entropy, ftrl_log_barrier
+from tests.conformance import draw_logits, extreme_logits, row
 
 barrier = jax.jit(lambda losses, rate: ftrl_log_barrier(losses, learning_rate=rate))
 
@@ -94,3 +96,18 @@ def test_masked_actions_and_bad_input():
       leader(losses, learning_rate=-1.0)
     with pytest.raises(ValueError, match="cumulative_losses must be floating"):
       leader(jnp.ones(3, int), learning_rate=1.0)
+
+
+ROWS = [
+  *(
+    row(
+      function,
+      lambda rng: (draw_logits(rng),),
+      extreme=extreme_logits,
+      bad=(("cumulative_losses", lambda x: (x.astype(np.int32),)),),
+      examples="any",
+      options={"learning_rate": (0.1, 1.0)},
+    )
+    for function in (follow_the_regularized_leader.ftrl_entropy, follow_the_regularized_leader.ftrl_log_barrier)
+  ),
+]

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreg.solvers import poisson
 from jaxreg.solvers.poisson import poisson_matvec
+from tests.conformance import draw_logits, row
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4)])
@@ -29,3 +31,12 @@ def test_bad_input():
     poisson_matvec(jnp.ones((2, 3), int))
   with pytest.raises(ValueError, match="values must have an axis"):
     poisson_matvec(jnp.float32(1))
+
+
+ROWS = [
+  row(
+    poisson.poisson_matvec,
+    lambda rng: (draw_logits(rng),),
+    bad=(("values", lambda v: (v.astype(np.int32),)),),
+  ),
+]

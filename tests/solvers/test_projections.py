@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxreg.solvers import projections
 from jaxreg.solvers.projections import sparse_simplex_projection
+from tests.conformance import sparse_row
 
 SIZE = 6
 
@@ -82,3 +84,8 @@ def test_bad_input():
     sparse_simplex_projection(jnp.ones(3), k=1, axis=1)
   with pytest.raises(ValueError, match="scale must lie"):
     sparse_simplex_projection(jnp.ones(3), k=1, scale=0.0)
+
+
+ROWS = [
+  sparse_row(projections.sparse_simplex_projection, "values", scale=(0.5, 2.0)),
+]

@@ -15,6 +15,7 @@ from jaxreg.layers.best_response import BestResponseDense
 from jaxreg.layers.per_example_noise import per_example_dropout
 from jaxreg.solvers import self_tuning
 from jaxreg.solvers.self_tuning import Hyperparameter
+from tests.conformance import EXAMPLES, row, unchanged
 
 SPACE = (
   Hyperparameter("rate", init=0.05, low=0.0, high=0.9),
@@ -258,3 +259,41 @@ def test_golden_05_stn_transformations(golden, x64):
     for name, value in compute(*(jnp.asarray(arrays[name]) for name in ("htensor", "hscale", "sigma", "p"))).items():
       check(value, arrays[logit if name == "logit" else name])
   assert seen
+
+
+_SPACE = (self_tuning.Hyperparameter("rate", 0.3, low=0.0, high=1.0), self_tuning.Hyperparameter("decay", 0.1, low=0.0))
+
+
+ROWS = [
+  row(
+    self_tuning.constrain_hyperparameters,
+    lambda rng: (rng.normal(size=(EXAMPLES, 2)),),
+    call=lambda position: self_tuning.constrain_hyperparameters(_SPACE, position),
+    extreme=unchanged,
+  ),
+  row(
+    self_tuning.response_inputs,
+    lambda rng: (rng.normal(size=(EXAMPLES, 2)),),
+    call=lambda position: self_tuning.response_inputs(_SPACE, position),
+    extreme=unchanged,
+  ),
+  row(self_tuning.perturbation_entropy, lambda rng: (rng.normal(size=3),), extreme=unchanged),
+  row(
+    self_tuning.unconstrain_hyperparameter,
+    lambda rng: (rng.uniform(0.1, 0.9, EXAMPLES),),
+    extreme=unchanged,
+    examples="any",
+    options=dict(low=0.0, high=1.0),
+  ),
+]
+
+
+EXEMPT = {
+  "Hyperparameter": "names and bounds",
+  "SelfTuner": "functions of self_tuner",
+  "SelfTuningState": "state of self_tuner",
+  "Tuning": "state of self_tuner",
+  "perturb_hyperparameters": "draws; its tests compare the distributions",
+  "self_tuner": "a training loop around functions of the caller; the golden file carries it",
+  "tuning_init": "builds a state",
+}

@@ -268,3 +268,12 @@ def test_combined_cost_and_bad_input():
 
 def test_constants_and_tableaux():
   assert solver_cost.stability_size(diffrax.HalfSolver(diffrax.Dopri5())) == 3.3066
+
+
+EXEMPT = {
+  "HeuristicSolver": "a solver of diffrax, whose steps the solves take",
+  "SolverCost": "result of solve_with_cost",
+  "combined_cost": "a sum of two numbers of a solve, in its tests",
+  "solve_with_cost": "a whole solve by diffrax with functions of the caller",
+  "stability_size": "a number of a solver",
+}

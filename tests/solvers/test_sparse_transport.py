@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.solvers import sparse_transport as ot
+from tests.conformance import EXAMPLES, row, sparse_row
 
 M, N = 6, 4
 
@@ -280,3 +281,43 @@ def test_maximum_has_the_right_second_derivative(x64):
   hessian = jax.jit(jax.hessian(lambda s: ot.sparse_max(s, k=2, regularization=0.5)))(scores)
   expected = [[1.0, 0.0, -1.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 1.0]]  # of the projection of s / 0.5
   np.testing.assert_allclose(hessian, expected, atol=1e-14)
+
+
+def _transport(rng):
+  """Potentials, costs and marginals of problems of four rows and three columns."""
+  alpha, beta = (rng.normal(size=(EXAMPLES, size)) for size in (4, 3))
+  marginals = [rng.dirichlet(np.full(size, 3.0), EXAMPLES) for size in (4, 3)]
+  return alpha, beta, rng.uniform(size=(EXAMPLES, 4, 3)), *marginals
+
+
+def transport(function, chosen):
+  """`function(*arguments, k, regularization)`, a result per problem, with the chosen ones of `_transport`."""
+
+  def arguments(rng):
+    problem = _transport(rng)
+    return tuple(problem[index] for index in chosen)
+
+  bad = (
+    ("row_potential", lambda alpha, *rest: (alpha[:, 1:], *rest)),
+    ("row_potential", lambda alpha, *rest: (alpha[:1], *rest)),
+    ("row_potential", lambda alpha, *rest: (alpha.astype(np.int32), *rest)),
+    ("column_marginal", lambda *rest: (*rest[:-1], rest[-1][:, 1:])),
+  )
+  options = dict(k=2, regularization=(0.2, 2.0))
+  return row(function, arguments, bad=bad, examples="any", options=options)
+
+
+ROWS = [
+  sparse_row(ot.sparse_max, "scores", regularization=(0.2, 2.0)),
+  sparse_row(ot.sparse_conjugate, "scores", regularization=(0.2, 2.0)),
+  transport(ot.sparse_transport_semidual, (0, 2, 3, 4)),
+  transport(ot.sparse_transport_dual, (0, 1, 2, 3, 4)),
+  transport(ot.sparse_transport_plan, (0, 2, 4)),
+]
+
+
+EXEMPT = {
+  "SparseTransportResult": "result of solve_sparse_transport",
+  "solve_sparse_transport": "an iterative maximisation, compared with exact optima",
+  "solve_sparse_transport_dual": "an iterative maximisation, compared with exact optima",
+}

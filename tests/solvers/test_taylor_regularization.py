@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreg.solvers.taylor_regularization import solution_derivative
+from tests.conformance import EXAMPLES, row, unchanged
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -31,3 +32,13 @@ def test_bad_input():
     solution_derivative(lambda t, y, args: y, 0.0, jnp.ones(2), order=0)
   with pytest.raises(ValueError, match="y must be floating"):
     solution_derivative(lambda t, y, args: y, 0.0, jnp.ones(2, int), order=1)
+
+
+ROWS = [
+  row(
+    solution_derivative,
+    lambda rng: (rng.normal(size=EXAMPLES),),
+    call=lambda y: solution_derivative(lambda t, y, args: jnp.sin(y) + t, 0.5, y, order=2),
+    extreme=unchanged,
+  ),
+]

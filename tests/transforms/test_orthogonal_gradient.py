@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.transforms.orthogonal_gradient import orthogonal, orthogonalize_gradients
+from tests.conformance import transform_row
 
 
 @functools.partial(jax.jit, static_argnames=("per_leaf", "renormalize"))
@@ -184,3 +185,17 @@ def test_bad_input():
     tx.update(jnp.ones(2), optax.EmptyState(), jnp.ones((2, 1)))
   with pytest.raises(ValueError, match="eps"):
     orthogonalize_gradients(eps=-1.0)
+
+
+TRANSFORMS = [
+  transform_row(
+    orthogonalize_gradients,
+    lambda base, eps: optax.chain(orthogonalize_gradients(eps=eps), base),
+    eps=(1e-30, 1e-3),
+  ),
+  transform_row(
+    orthogonal,
+    lambda base, eps: orthogonal(base, renormalize=False, eps=eps),
+    eps=(1e-30, 1e-3),
+  ),
+]

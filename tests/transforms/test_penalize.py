@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from jaxreg.transforms.penalize import penalize
+from tests.conformance import transform_row
 
 BASES = {
   "sgd": optax.sgd(0.1, momentum=0.9),
@@ -72,3 +73,21 @@ def test_bad_input():
     penalize(quartic, 1.0).update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones((2, 1)))
   with pytest.raises(ValueError, match="weight"):
     penalize(quartic, float("nan"))
+
+
+def _ridge(params):
+  return sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(params)), jnp.zeros(())) / 2
+
+
+TRANSFORMS = [
+  transform_row(
+    penalize,
+    lambda base, weight: optax.chain(penalize(_ridge, weight), base),
+    weight=(0.0, 1.0),
+  ),
+]
+
+
+EXEMPT = {
+  "PenalizeState": "state, carried by penalize",
+}

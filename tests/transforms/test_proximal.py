@@ -7,6 +7,7 @@ import pytest
 from jaxreg.regularizers.group_sparsity import prox_wgsef
 from jaxreg.regularizers.groups import group_ids
 from jaxreg.transforms.proximal import half_space_projection, proximal
+from tests.conformance import transform_row
 
 BASES = {
   "sgd": optax.sgd(0.1, momentum=0.9),
@@ -136,3 +137,33 @@ def test_bad_input():
     half_space_projection("neuron", epsilon=1.0)
   with pytest.raises(ValueError, match="params must be given"):
     half_space_projection("neuron").update(jnp.ones(2), optax.EmptyState())
+
+
+def _soft_threshold(params, step):
+  return jax.tree.map(lambda x: jnp.sign(x) * jnp.maximum(jnp.abs(x) - step * 0.1, 0), params)
+
+
+def _tensors_as_groups(params):
+  structure = jax.tree.structure(params)
+  return structure.unflatten(
+    np.full((1,) * jnp.ndim(leaf), index, np.int32) for index, leaf in enumerate(jax.tree.leaves(params))
+  )
+
+
+TRANSFORMS = [
+  transform_row(
+    proximal,
+    lambda base, rate: optax.chain(base, proximal(_soft_threshold, rate)),
+    rate=(0.0, 1.0),
+  ),
+  transform_row(
+    half_space_projection,
+    lambda base, epsilon: optax.chain(base, half_space_projection(_tensors_as_groups, epsilon=epsilon)),
+    epsilon=(0.0, 0.5),
+  ),
+]
+
+
+EXEMPT = {
+  "ProximalState": "state, carried by proximal",
+}

@@ -8,6 +8,7 @@ import pytest
 
 from jaxreg.layers.weight_compander import CompandedParams, compander_init, fold_params
 from jaxreg.transforms.weight_compander import compand_weights
+from tests.conformance import transform_row
 
 PARAMS = {
   "Dense_0": {"kernel": np.linspace(-0.8, 0.9, 12, dtype=np.float32).reshape(4, 3), "bias": np.zeros(3, np.float32)}
@@ -89,3 +90,18 @@ def test_bad_input():
     tx.update(PARAMS, tx.init(PARAMS))
   with pytest.raises(ValueError, match="deviations must lie in"):
     compand_weights(optax.sgd(0.1), deviations=0.0)
+
+
+TRANSFORMS = [
+  transform_row(
+    compand_weights,
+    lambda base, deviations=1.5, slope=1.0: compand_weights(base, deviations=deviations, slope=slope),
+    deviations=(1.0, 3.0),
+    slope=(1.0, 2.0),
+  ),
+]
+
+
+EXEMPT = {
+  "CompandWeightsState": "state, carried by compand_weights",
+}
