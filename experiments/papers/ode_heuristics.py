@@ -470,7 +470,7 @@ def figure(config: Config, summary, path) -> None:
     _scatter(axes[2 * place], {name: (of(name, "evaluations"), of(name, "test_loss")) for name in names})
     axes[2 * place].set(ylabel="test cross-entropy", title=f"{dataset}, dots: seeds")
     times = {
-      f"{name}\n{metric}".replace(" ", "\n"): of(name, metric) / of("vanilla", metric)
+      f"{name}, {metric}": of(name, metric) / of("vanilla", metric)
       for name in names
       for metric in ("training", "prediction")
     }
@@ -478,7 +478,7 @@ def figure(config: Config, summary, path) -> None:
       axes[2 * place + 1], times, colors=[f"C{list(VARIANTS).index(name)}" for name in names for _ in range(2)]
     )
     axes[2 * place + 1].axhline(1, color="k", linewidth=0.8)
-    axes[2 * place + 1].tick_params(axis="x", labelsize=5)
+    axes[2 * place + 1].tick_params(axis="x", labelsize=7, labelrotation=90)
     axes[2 * place + 1].set(yscale="log", title=f"{dataset}, time over the unregularized model's")
   for axis, kind in zip(axes[4:], spiral):
     of = lambda name, metric, kind=kind: summary[f"spiral {kind} {name} {metric}"]
