@@ -31,10 +31,11 @@ class Archive:
 
   Args:
     folder: the sweep's folder, or None.
+    engine: trials of another engine do not count as finished; `auto` takes those of any.
     fields: arrays that a trial must have to count as finished.
   """
 
-  def __init__(self, folder, fields: tuple[str, ...] = ()):
+  def __init__(self, folder, engine: str = "auto", fields: tuple[str, ...] = ()):
     self._trials: dict[tuple, dict[str, np.ndarray]] = {}
     self._folder = None if folder is None else pathlib.Path(folder) / "trials"
     if self._folder is None:
@@ -46,7 +47,7 @@ class Archive:
       content = (self._folder / name).read_bytes()
       with np.load(io.BytesIO(content), allow_pickle=False) as piece:
         arrays = {name: piece[name] for name in piece.files}
-      if set(fields) <= set(arrays):
+      if set(fields) <= set(arrays) and engine in ("auto", str(arrays["engine"][0])):
         self._remember(arrays)
 
   def _good_files(self) -> list[str]:
@@ -74,19 +75,21 @@ class Archive:
   def __contains__(self, key: tuple) -> bool:
     return key in self._trials
 
-  def add(self, hparams: Mapping[str, np.ndarray], seeds: np.ndarray, results: Mapping[str, Any]) -> None:
+  def add(self, hparams: Mapping[str, np.ndarray], seeds: np.ndarray, engine: str, results: Mapping[str, Any]) -> None:
     """Keeps finished trials.
 
     Args:
       hparams: name -> `[trials]`.
       seeds: `[trials]`.
+      engine: what trained them.
       results: name -> `[trials, …]`.
 
     Raises:
       FolderError: when the folder cannot be written.
     """
     arrays = {f"hparam/{name}": np.asarray(value) for name, value in hparams.items()}
-    arrays |= {"seed": np.asarray(seeds), **{name: np.asarray(value) for name, value in results.items()}}
+    arrays |= {"seed": np.asarray(seeds), "engine": np.full(len(seeds), engine)}
+    arrays |= {name: np.asarray(value) for name, value in results.items()}
     self._remember(arrays)
     if self._folder is not None and mesh_lib.is_main():
       buffer = io.BytesIO()
@@ -98,4 +101,5 @@ class Archive:
   def collect(self, keys: list[tuple]) -> dict[str, np.ndarray]:
     """The results of these trials, `[trials, …]`."""
     chosen = [self._trials[key] for key in keys]
-    return {name: np.stack([trial[name] for trial in chosen]) for name in chosen[0]}
+    names = [name for name in chosen[0] if all(name in trial for trial in chosen)]  # some may have kept parameters
+    return {name: np.stack([trial[name] for trial in chosen]) for name in names}

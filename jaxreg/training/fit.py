@@ -218,7 +218,7 @@ def _check(steps, seed, log_every, eval_every, checkpoint_every, keep, best, bes
   check_seed(seed)
   for name, value in (("eval_every", eval_every), ("checkpoint_every", checkpoint_every)):
     if value is not None and (value < 1 or (value % log_every and value != steps)):
-      raise ValueError(f"{name} must be a multiple of log_every = {log_every} or equal to steps, got {value}.")
+      raise ValueError(f"{name} must be positive and a multiple of log_every = {log_every}, or steps, got {value}.")
   if profile_steps < 0 or (profile_steps and folder is None):
     raise ValueError(f"profile_steps must not be negative and needs a folder for the trace, got {profile_steps}.")
   if best_is not in ("max", "min"):

@@ -37,7 +37,7 @@ class SweepResult(NamedTuple):
     diverged_at: int `[trials]`, the first step with a non-finite loss, or -1.
     params: the trained parameters with a leading axis of trials if asked for, else None.
     extra: what else was trained or counted, with the parameters.
-    engine: the engine that ran.
+    engine: the engine that trained them, or both.
     seconds: wall time, of which `compile_seconds` went into compiling and measuring engines.
     compile_seconds: see there.
   """
@@ -174,7 +174,7 @@ def sweep(
   with files.lock(folder):
     if folder is not None:
       identity.claim(folder, run)
-    archive = Archive(folder, ("params/0",) if keep_params else ())
+    archive = Archive(folder, engine, ("params/0",) if keep_params else ())
     keys = trial_keys(hparams, trial_seeds)
     pending = np.array([index for index, key in enumerate(keys) if key not in archive], int)
     compile_seconds = 0.0
@@ -186,7 +186,7 @@ def sweep(
       with progress_bar(total, done, show=progress, label=label, unit="trial part") as advance:
         engine, compile_seconds = runner.prepare(engine, batch, paced=folder is not None)
         for part, results in runner.pieces(advance):
-          archive.add({name: value[part] for name, value in trials[0].items()}, trials[1][part], results)
+          archive.add({name: value[part] for name, value in trials[0].items()}, trials[1][part], engine, results)
     collected = archive.collect(keys)
   params, extra = _trained(task, collected) if keep_params else (None, None)
   return SweepResult(
@@ -197,7 +197,7 @@ def sweep(
     diverged_at=collected["diverged_at"],
     params=params,
     extra=extra,
-    engine=engine,
+    engine=" and ".join(sorted(set(collected["engine"].tolist()))),
     seconds=time.perf_counter() - began,
     compile_seconds=compile_seconds,
   )

@@ -108,7 +108,7 @@ def test_help(arguments, words, capsys):
   (["sweep", TINY, "smoke", "--steps", "0"], "steps"),
   (["run", TINY, "smoke", "--seed", "-1"], "a seed must be an integer in [0, 2**32), got -1"),
   (["run", TINY, "smoke", "--seed", "4294967296"], "a seed must be an integer in [0, 2**32)"),
-  (["run", TINY, "smoke", "--checkpoint-every", "0"], "checkpoint_every must be a multiple"),
+  (["run", TINY, "smoke", "--checkpoint-every", "0"], "checkpoint_every must be positive and a multiple"),
   (["run", TINY, "smoke", "--profile-steps", "-1"], "profile_steps must not be negative"),
   (["run", TINY, "--distributed.processes", "2"], "need --distributed.coordinator HOST:PORT"),
   (["sweep", TINY, "--distributed.process", "0"], "need --distributed.coordinator HOST:PORT"),
@@ -253,3 +253,22 @@ def test_tables_are_cut_into_parts_that_fit(capsys):
 def test_processors_are_those_that_this_process_may_use(monkeypatch):
   monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
   assert records.cores() == 3
+
+
+@pytest.mark.parametrize("recipe, setting, message", [
+  ("elr", "noise_rate=1.6", "rate must lie in"),
+  ("ldr", "temperature=-3", "temperature must lie in"),
+])  # fmt: skip
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_values_outside_of_a_domain_never_train(command, recipe, setting, message, capsys):
+  assert cli.main([command, recipe, "smoke", "--set", setting]) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_another_setting_is_refused(capsys):
+  arguments = ["sweep", "wgsef", "smoke", "--seeds", "1", "--engine", "map", "--folder", "here"]
+  assert cli.main(arguments) == 0
+  assert cli.main([*arguments, "--config.hidden", "48"]) == 2
+  assert "here holds another run: config.hidden is 32 there and 48 here" in capsys.readouterr().err
+  assert cli.main(["sweep", "ldr", "smoke", "--seeds", "1", "--folder", "here"]) == 2
+  assert cli.main(["run", "wgsef", "smoke", "--folder", "here"]) == 2

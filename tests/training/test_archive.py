@@ -67,6 +67,14 @@ def test_lost_and_doubled_pieces(task, whole, tmp_path):
   np.testing.assert_array_equal(again.metrics["loss"], whole.metrics["loss"])
 
 
+def test_trials_remember_their_engine(task, tmp_path):
+  first = sweep(task, POINTS, **{**OPTIONS, "engine": "vmap"}, folder=tmp_path)
+  again = sweep(task, POINTS, **{**OPTIONS, "engine": "auto"}, folder=tmp_path)
+  assert first.engine == again.engine == "vmap" and again.compile_seconds == 0
+  other = sweep(task, POINTS, **OPTIONS, folder=tmp_path)  # asked for `map`, it runs again
+  assert other.engine == "map" and other.compile_seconds > 0
+
+
 def test_trials_are_told_apart_by_exact_values():
   one = np.float32(0.1)
   keys = trial_keys({"a": np.array([one, np.nextafter(one, np.float32(1)), one])}, np.array([0, 0, 1]))
