@@ -162,7 +162,11 @@ def run_cells(
     ValueError: when the folder holds another experiment.
   """
   trials, trained = Trials(np.asarray(seeds, np.int64)), {}
-  for name, cell in recipe.cells(config, list(seeds)).items() if hasattr(recipe, "cells") else ():
+  cells = recipe.cells(config, list(seeds)) if hasattr(recipe, "cells") else {}
+  for cell in cells.values():
+    if callable(cell.task.data):
+      cell.task.data().close()  # a data set that is missing is said before hours of training
+  for name, cell in cells.items():
     points = cell.points(trials) if callable(cell.points) else cell.points
     train = _train_stream if callable(cell.task.data) else _train_arrays
     place = None if folder is None else pathlib.Path(folder) / safe_name(name)

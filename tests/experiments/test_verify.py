@@ -211,7 +211,9 @@ def test_missing_data_are_said_in_a_sentence_and_the_list_goes_on(tmp_path, monk
     "def missing():\n  raise MissingDataError('set x is not here; prepare it with y.')\n"
     "PRESETS = {'paper': Config(steps=20)}\n"
     "def cell(config):\n  return Cell(dataclasses.replace(least_squares(), config=config, data=missing), 20)\n"
-    "def cells(config, seeds):\n  return {'stream': cell(config)}\n"
+    "def untrained(trials):\n  raise AssertionError('something was trained before')\n"
+    "def cells(config, seeds):\n"
+    "  return {'first': Cell(least_squares(), 20, untrained), 'stream': cell(config)}\n"
   )
   write_recipe(tmp_path / "own", "missing", body)
   write_recipe(tmp_path / "own", "other", "PRESETS = {'paper': Config(steps=20)}")
