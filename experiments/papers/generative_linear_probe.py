@@ -195,7 +195,7 @@ def _features_task(config: Config) -> Task:
     del hparams
     labels, valid = batch["label"], batch["valid"].astype(jnp.float32)
     scaled = scale(state.extra, batch["feature"])
-    scores = linear_probe.gaussian_scores(state.extra["stats"], batch["feature"], relative_floor=1e-6)
+    scores = gaussian_probe.gaussian_scores(state.extra["stats"], batch["feature"], relative_floor=1e-6)
     measured = {
       "test_loss": _cross_entropy(state.params, scaled, labels),
       "test_error": _logits(state.params, scaled).argmax(-1) != labels,
