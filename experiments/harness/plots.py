@@ -9,23 +9,34 @@ __all__ = ["bars", "curves", "panels", "save", "scatter"]
 
 
 def panels(count: int = 1, *, width: float = 4.2, height: float = 3.6):
-  """A figure with panels side by side, each so many inches wide and high; returns the figure and a list of axes."""
+  """A figure with panels of so many inches each, in two rows if there are more than four; returns figure and axes."""
   import matplotlib.pyplot as plt
 
-  figure, axes = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", squeeze=False)
-  for axis in axes[0]:
+  rows = 1 if count <= 4 else 2
+  columns = -(-count // rows)
+  figure, grid = plt.subplots(
+    rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
+  )
+  axes = list(grid.flat)
+  for axis in axes:
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
-  return figure, list(axes[0])
+  for axis in axes[count:]:
+    axis.remove()
+  return figure, axes[:count]
 
 
 def bars(axis, groups: Mapping[str, np.ndarray], *, colors=None) -> None:
-  """A bar for the mean of each group of values `[seeds]`, named below it, and a dot per seed."""
+  """A bar for the mean of each group of values `[seeds]`, named below it (aslant if long), and a dot per seed."""
   for index, (values, color) in enumerate(zip(groups.values(), colors or [f"C{i}" for i in range(len(groups))])):
     values = np.asarray(values, np.float64)
     axis.bar(index, values.mean(), color=color, alpha=0.5)
     axis.plot(index + _spread(len(values)), values, "o", color=color, markersize=4)
   axis.set_xticks(range(len(groups)), list(groups))
+  if sum(max(map(len, name.split("\n"))) + 1 for name in groups) > 42:
+    axis.tick_params(axis="x", labelsize=8)
+    for label in axis.get_xticklabels():
+      label.set(rotation=35, ha="right", rotation_mode="anchor")
 
 
 def curves(axis, x, groups: Mapping[str, np.ndarray], **style) -> None:
