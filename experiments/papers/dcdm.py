@@ -339,8 +339,12 @@ def figure(config: Config, summary, path) -> None:
 
 
 def _draw_kinds(axis, s, prefix, names, title):
-  bars = {(kind, name): s[f"{prefix}{name} {kind}"] for kind in KINDS for name in names}
-  plots.bars(axis, bars, colors=[f"C{index}" for _ in KINDS for index in range(len(names))])
+  values = [s[f"{prefix}{name} {kind}"] for kind in KINDS for name in names]
+  plots.bars(
+    axis,
+    dict(zip(map(str, range(len(values))), values)),
+    colors=[f"C{index}" for _ in KINDS for index in range(len(names))],
+  )
   axis.set_xticks(
     np.arange(len(KINDS)) * len(names) + (len(names) - 1) / 2, [kind.replace(" ", "\n") for kind in KINDS]
   )

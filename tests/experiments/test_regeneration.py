@@ -1,7 +1,10 @@
 """Committed records regenerate: the first evaluations of some of their trials, trained again, are what is recorded.
 
 Only the first ones: rounding differs between kinds of CPU, and training amplifies it. On noisy labels single accuracies
-at the end of some thousand steps differ by about two points from machine to machine while the first epoch agrees.
+at the end of some thousand steps differ by about two points from machine to machine while the first epoch agrees. The
+programs are compiled as they were for the record, with which these values are equal bit by bit on the same machine. A
+quarter of the spread over seeds is allowed for other ones: other rounding moves full-batch Adam by an eighth of it in
+30 steps, another trial by all of it.
 """
 
 import numpy as np
@@ -21,7 +24,7 @@ TRIALS = [
 
 
 @pytest.mark.parametrize("name, cell_name", TRIALS, ids=[f"{name}-{cell}" for name, cell in TRIALS])
-def test_the_first_evaluation_is_what_is_recorded(name, cell_name):
+def test_the_first_evaluation_is_what_is_recorded(name, cell_name, optimized):
   recipe, record = registry.recipe(name), records.read(name)
   table = Trials.load(records.RESULTS / name / "cpu" / "trials.npz")[cell_name]
   cell = recipe.cells(registry.preset(recipe, "cpu"), record["seeds"])[cell_name]
@@ -31,4 +34,6 @@ def test_the_first_evaluation_is_what_is_recorded(name, cell_name):
   result = sweep(cell.task, point, seeds=table.seeds[:1].tolist(), steps=every, engine=table.engine, progress=False)
   assert set(result.metrics) == set(table.metrics)
   for metric, values in result.metrics.items():
-    np.testing.assert_allclose(values[0, 0], table.metrics[metric][0, 0, 0], rtol=2e-3, atol=3e-3, err_msg=metric)
+    recorded = table.metrics[metric][0, :, 0]
+    allowed = 3e-3 + np.ptp(recorded) / 4
+    np.testing.assert_allclose(values[0, 0], recorded[0], rtol=0, atol=allowed, err_msg=metric)
