@@ -1,7 +1,7 @@
 """Committed records regenerate: the first evaluations of some of their trials, trained again, are what is recorded.
 
-Only the first ones: rounding differs between kinds of CPU, and training amplifies it. On noisy labels single accuracies
-at the end of some thousand steps differ by about two points from machine to machine while the first epoch agrees. The
+Only the first ones: rounding differs between kinds of CPU and versions of the code, and training amplifies it. On noisy
+labels single accuracies differ by about two points after some thousand steps, and not after the first epoch. The
 programs are compiled as they were for the record, with which these values are equal bit by bit on the same machine. A
 quarter of the spread over seeds is allowed for other ones: other rounding moves full-batch Adam by an eighth of it in
 30 steps, another trial by all of it.
