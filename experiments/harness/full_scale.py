@@ -22,7 +22,7 @@ from experiments.harness import registry
 from jaxreg.training import Task, hparams
 from jaxreg.training.program import abstract_state, compiled_chunk
 
-__all__ = ["compile_step", "device_bytes", "recipes"]
+__all__ = ["compile_step", "recipes"]
 
 
 def recipes() -> list[str]:
@@ -39,16 +39,9 @@ def compile_step(task: Task, batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Me
     mesh: with the axes `data` and `model`.
 
   Returns:
-    The compiled program; `device_bytes` says what it needs.
+    The compiled program; `jaxreg.training.program.needed_bytes` says what it needs.
   """
   sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
   stacked = {n: jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=sharding) for n, x in batch.items()}
   arguments = abstract_state(task, mesh), stacked, hparams.merge(task), np.int32(1)
   return compiled_chunk(task, mesh, 1).lower(*arguments).compile()
-
-
-def device_bytes(compiled: jax.stages.Compiled) -> int:
-  """Bytes that a program needs on each device: arguments, results (donated ones count once) and temporaries."""
-  memory = compiled.memory_analysis()
-  total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-  return int(np.asarray(total - memory.alias_size_in_bytes))

@@ -8,14 +8,12 @@ import json
 import pathlib
 import platform
 
-import jax
-
 from experiments.harness import records, registry
+from jaxreg.training.identity import differences, settings
 
-__all__ = ["code", "differences", "identity", "short_hash"]
+__all__ = ["code", "differences", "identity", "same_config", "short_hash"]
 
 PACKAGES = ("jaxreg", "jax", "jaxlib", "flax", "optax")
-SETTINGS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion", "jax_threefry_partitionable")
 ENTRANCES = ("cell", "cells", "measure")
 
 
@@ -28,7 +26,7 @@ def identity(recipe, name: str, preset: str, config, seeds) -> dict:
       "config": dataclasses.asdict(config),
       "seeds": list(seeds),
       "versions": versions(),
-      "settings": {name: str(getattr(jax.config, name)) for name in SETTINGS},
+      "settings": settings(),
       "code": code(recipe),
     }
   )
@@ -51,18 +49,6 @@ def code(recipe) -> str:
   for path in [path for folder in folders for path in sorted(folder.rglob("*.py"))]:
     digest.update(path.read_bytes())
   return digest.hexdigest()[:12]
-
-
-def differences(old: dict, new: dict, prefix: str = "") -> list[tuple[str, object, object]]:
-  """Fields that differ, with dots between the names of nested ones, and both values."""
-  found = []
-  for key in dict.fromkeys((*old, *new)):
-    before, after = old.get(key), new.get(key)
-    if isinstance(before, dict) and isinstance(after, dict):
-      found += differences(before, after, f"{prefix}{key}.")
-    elif before != after:
-      found.append((prefix + key, before, after))
-  return found
 
 
 def same_config(record: dict, config) -> list[tuple[str, object, object]]:

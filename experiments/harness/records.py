@@ -52,11 +52,11 @@ def cores() -> int:
 
 def write(path: pathlib.Path, record: dict) -> None:
   """Writes a record as JSON, all of it or nothing; NaN becomes null, an infinity text."""
+  from jaxreg.training import files  # imports JAX, which `list` does without
+
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f"writing-{path.name}")
   text = json.dumps(strict(record), indent=1, ensure_ascii=False, allow_nan=False)
-  temporary.write_text(text + "\n", encoding="utf-8")
-  os.replace(temporary, path)
+  files.replace(path, f"{text}\n".encode())
 
 
 def strict(value):

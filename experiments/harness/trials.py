@@ -2,18 +2,20 @@
 
 import dataclasses
 import hashlib
-import os
+import io
 import pathlib
 import re
 import time
 import types
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from jaxreg.training import SweepResult, Task, fit, sweep
+from jaxreg.training import SweepResult, Task, files, fit, sweep
 
 __all__ = ["Cell", "CellTrials", "Interrupted", "Trials", "run_cells"]
 
@@ -112,15 +114,18 @@ class Trials:
       arrays |= {f"{index}/hparams/{name}": value for name, value in cell.hparams.items()}
       arrays |= {f"{index}/metrics/{name}": value for name, value in cell.metrics.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"writing-{path.name}")
-    np.savez_compressed(temporary, **{name: _plain(name, value) for name, value in arrays.items()})
-    os.replace(temporary, path)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: _plain(name, value) for name, value in arrays.items()})
+    files.replace(path, buffer.getvalue())
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "Trials":
-    """Reads what `save` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
+    """Reads what `save` wrote; a damaged file is a ValueError with its name."""
+    try:
+      with np.load(path, allow_pickle=False) as file:  # zip files carry a CRC-32 of every array
+        arrays = {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+      raise ValueError(f"{path} does not have the bytes that were written: {error}") from error
     below = lambda prefix: {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}
     cells = {
       str(name): CellTrials(

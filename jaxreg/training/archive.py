@@ -46,7 +46,7 @@ class Archive:
     for name in self._good_files():
       content = (self._folder / name).read_bytes()
       with np.load(io.BytesIO(content), allow_pickle=False) as piece:
-        arrays = {name: piece[name] for name in piece.files}
+        arrays = dict(_loaded(name, piece[name]) for name in piece.files)
       if set(fields) <= set(arrays) and engine in ("auto", str(arrays["engine"][0])):
         self._remember(arrays)
 
@@ -93,7 +93,7 @@ class Archive:
     self._remember(arrays)
     if self._folder is not None and mesh_lib.is_main():
       buffer = io.BytesIO()
-      np.savez(buffer, **arrays)
+      np.savez(buffer, **dict(_stored(name, value) for name, value in arrays.items()))
       content = buffer.getvalue()
       with files.writing(self._folder.parent):
         files.replace(self._folder / f"piece-{files.crc(content):08x}.npz", content)
@@ -103,3 +103,15 @@ class Archive:
     chosen = [self._trials[key] for key in keys]
     names = [name for name in chosen[0] if all(name in trial for trial in chosen)]  # some may have kept parameters
     return {name: np.stack([trial[name] for trial in chosen]) for name in names}
+
+
+def _stored(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+  """An array as NumPy can write it: bfloat16 and its like as bytes, with the dtype in the name."""
+  if value.dtype.kind != "V":
+    return name, value
+  return f"{name}|{value.dtype}", np.ascontiguousarray(value)[..., None].view(np.uint8)
+
+
+def _loaded(name: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+  name, mark, dtype = name.partition("|")
+  return name, value.view(np.dtype(dtype))[..., 0] if mark else value

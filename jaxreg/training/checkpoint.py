@@ -236,10 +236,7 @@ def _restore_part(path, name: str, tree, saved: dict, cast: bool):
     array = stored.get(str(index))
     if array is None:
       array = jax.device_put(np.zeros(leaf.shape, leaf.dtype), getattr(leaf, "sharding", None))
-    if structure.is_key(old):
-      restored.append(jax.random.wrap_key_data(array, impl=structure.KEYS[described[index][0]]))
-    else:
-      restored.append(array.astype(leaf.dtype) if array.dtype != leaf.dtype else array)
+    restored.append(structure.like(old, array.astype(leaf.dtype) if array.dtype != leaf.dtype else array))
   return jax.tree.unflatten(jax.tree.structure(tree), restored)
 
 
@@ -260,7 +257,7 @@ def _compare(name, shape, leaves, saved_shape, saved_leaves, cast: bool) -> None
   for index, (new, old) in enumerate(zip(leaves, saved_leaves)):
     same = list(new[1]) == list(old[1]) if cast else list(new) == list(old)
     if not same:
-      place = _place(shape, index)
+      place = _place(shape, index, len(leaves))
       raise CheckpointError(
         f"{place} is {old[0]}{list(old[1])} in the checkpoint and {new[0]}{list(new[1])} in this task."
         + (" Restore with cast=True to convert it." if list(new[1]) == list(old[1]) else "")
@@ -274,8 +271,8 @@ def _without_classes(shape):
   return [_without_classes(each) for each in shape] if isinstance(shape, list) else shape
 
 
-def _place(shape, index: int) -> str:
-  tree = structure.decode(shape, list(range(1 << 20)))
+def _place(shape, index: int, count: int) -> str:
+  tree = structure.decode(shape, list(range(count)))
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if leaf == index:
       return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -130,6 +130,7 @@ def fit(
   """
   _check(steps, seed, log_every, eval_every, checkpoint_every, keep, best, best_is, patience, profile_steps, folder)
   settings = {"log_every": log_every, "eval_every": "the end" if eval_every is None else eval_every}
+  settings["best"] = f"{best_is} {best}" if best else None
   eval_every, checkpoint_every = eval_every or steps, checkpoint_every or 10 * log_every
   mesh = mesh or mesh_lib.data_mesh()
   hparams = hparams_lib.merge(task, hparams)
@@ -263,7 +264,7 @@ def _evaluate(task: Task, state, hparams, mesh) -> dict[str, float]:
     stream.close()
   if not sums:
     raise ValueError("the held-out stream is empty.")
-  return row | {name: float(total / weight) for name, (total, weight) in sums.items()}
+  return row | {name: float(total / weight) if weight else 0.0 for name, (total, weight) in sums.items()}
 
 
 def _peek(stream):

@@ -25,7 +25,7 @@ from jaxreg.training import files
 from jaxreg.training import mesh as mesh_lib
 from jaxreg.training.task import Task
 
-__all__ = ["batch_shapes", "claim", "differences", "of_task"]
+__all__ = ["batch_shapes", "claim", "differences", "of_task", "settings"]
 
 # Parameters of primitives that say where and under what name something runs, not what it computes.
 _PLACEMENT = {"name", "mesh", "sharding", "shardings", "in_shardings", "out_shardings", "in_layouts", "out_layouts",
@@ -53,11 +53,17 @@ def of_task(task: Task, hparams: Mapping[str, Any], batch, stream=None) -> dict:
       task, tuple(sorted((name, str(np.asarray(v).dtype)) for name, v in hparams.items())), batch
     ),
     "data": _arrays_identity(task) if stream is None else getattr(stream, "identity", "a stream"),
+    **({} if task.held_out is None else {"held_out": _held_out_identity(task, hparams)}),
     "batch_size": task.batch_size,
     **{name: value for name, value in _plain(task.computation).items() if name != "type"},
     "versions": {name: importlib.metadata.version(name) for name in ("jaxreg", "jax")},
-    "settings": {name: str(getattr(jax.config, name)) for name in _SETTINGS},
+    "settings": settings(),
   }
+
+
+def settings() -> dict[str, str]:
+  """JAX's settings that change numbers."""
+  return {name: str(getattr(jax.config, name)) for name in _SETTINGS}
 
 
 def batch_shapes(task: Task, first=None) -> tuple:
@@ -155,6 +161,20 @@ def _without_addresses(text: str) -> str:
 @functools.lru_cache(maxsize=64)
 def _arrays_identity(task: Task) -> dict:
   return {name: array_fingerprint(value) for name, value in task.data.items()}
+
+
+def _held_out_identity(task: Task, hparams) -> dict:
+  """Of held-out data that are read as a stream: what it reads, and what is measured of a batch."""
+  stream = task.held_out.open()
+  try:
+    first = next(stream)
+  finally:
+    stream.close()
+  shapes = {name: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype) for name, value in first.items()}
+  state = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)), dict(hparams))
+  hasher = hashlib.sha256()
+  _feed_jaxpr(hasher, jax.make_jaxpr(task.held_out.measure)(state, shapes, dict(hparams)))
+  return {"data": getattr(stream, "identity", "a stream"), "program": hasher.hexdigest()[:16]}
 
 
 @functools.lru_cache(maxsize=64)

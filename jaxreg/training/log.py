@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import warnings
 
 from jaxreg.training import files
 from jaxreg.training.mesh import is_main
@@ -67,6 +68,10 @@ class MetricsLog:
       return
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+      read_metrics(folder)
+    except DamagedLogError as error:
+      warnings.warn(f"{error} It is written anew from the checkpoint.", stacklevel=2)
     text = ""
     for row in self.rows:
       line, self._chain = _line(row, self._chain)

@@ -101,7 +101,13 @@ def compiled_evaluate(task: Task):
 @functools.lru_cache(maxsize=32)
 def compiled_held_out(task: Task):
   """The jitted measurement of one batch of held-out data."""
-  return jax.jit(task.held_out.measure)
+
+  def measure(state, batch, hparams):
+    means = task.held_out.measure(state, batch, hparams)
+    check_metrics({name: mean.total for name, mean in means.items()}, "held_out")
+    return means
+
+  return jax.jit(measure)
 
 
 def _state_sharding(task: Task, mesh: Mesh, state: TrainState):
@@ -211,9 +217,10 @@ def compile_side_by_side(*programs) -> None:
 
 
 def needed_bytes(program) -> int:
-  """Bytes that a compiled program needs on each device."""
+  """Bytes that a compiled program needs on each device: arguments, results (donated ones count once), temporaries."""
   memory = program.memory_analysis()
-  return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+  total = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+  return total - memory.alias_size_in_bytes
 
 
 @functools.lru_cache(maxsize=32)
@@ -223,6 +230,6 @@ def step_cost(task: Task, batch: tuple) -> tuple[float, bool]:
 
   key, hparams = jax.eval_shape(lambda: jax.random.key(0)), hparams_lib.merge(task)
   state = jax.eval_shape(task.init, key, hparams)
-  lowered = jax.jit(task.step).lower(state, identity.as_structs(batch), hparams)
-  cost = lowered.cost_analysis() or {}
-  return float(cost.get("flops", 0.0)), "stablehlo.convolution" in lowered.as_text()
+  traced = jax.jit(task.step).trace(state, identity.as_structs(batch), hparams)
+  cost = traced.lower().cost_analysis() or {}
+  return float(cost.get("flops", 0.0)), "conv_general_dilated" in str(traced.jaxpr)

@@ -10,7 +10,7 @@ import numpy as np
 # Dtypes of typed keys, and the names of their implementations.
 KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
-__all__ = ["KEYS", "array_of", "decode", "describe", "encode", "is_key"]
+__all__ = ["KEYS", "array_of", "decode", "describe", "encode", "is_key", "like"]
 
 
 def encode(tree) -> tuple[Any, list]:
@@ -79,3 +79,8 @@ def array_of(leaf):
   if not is_key(leaf):
     return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
   return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
+
+
+def like(leaf, array):
+  """The inverse of `array_of`: an array of typed keys where `leaf` is one."""
+  return jax.random.wrap_key_data(array, impl=KEYS[str(leaf.dtype)]) if is_key(leaf) else array

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxreg.training import files, identity, program
+from jaxreg.training import files, identity, program, structure
 from jaxreg.training import hparams as hparams_lib
 from jaxreg.training import mesh as mesh_lib
 from jaxreg.training.archive import Archive, trial_keys
@@ -122,7 +122,8 @@ def sweep(
   alone by `fit` (with `lanes = 1`). The `vmap` engine runs them together; it draws the same keys and batches and agrees
   to rounding over the first steps. A diverging trial does not disturb the others.
 
-  In a folder, finished trials are kept in pieces of half a minute. The same sweep takes them up again, also with more
+  In a folder, finished trials are kept in pieces of half a minute (or of a trial per device, where that takes longer).
+  The same sweep takes them up again, also with more
   points or seeds; another experiment (`identity`) is refused.
 
   >>> from jaxreg.training import examples, grid
@@ -174,7 +175,7 @@ def sweep(
   with files.lock(folder):
     if folder is not None:
       identity.claim(folder, run)
-    archive = Archive(folder, engine, ("params/0",) if keep_params else ())
+    archive = Archive(folder, engine, ("kept",) if keep_params else ())
     keys = trial_keys(hparams, trial_seeds)
     pending = np.array([index for index, key in enumerate(keys) if key not in archive], int)
     compile_seconds = 0.0
@@ -244,8 +245,9 @@ def _trained(task: Task, collected):
   shapes = jax.eval_shape(lambda: task.init(jax.random.key(0), hparams_lib.merge(task)))
   result = []
   for name in ("params", "extra"):
-    structure = jax.tree.structure(getattr(shapes, name))
-    result.append(jax.tree.unflatten(structure, [collected[f"{name}/{i}"] for i in range(structure.num_leaves)]))
+    like, treedef = jax.tree.flatten(getattr(shapes, name))
+    leaves = [structure.like(leaf, collected[f"{name}/{index}"]) for index, leaf in enumerate(like)]
+    result.append(jax.tree.unflatten(treedef, leaves))
   return result
 
 
@@ -267,7 +269,7 @@ class _Runner:
     self._engine = engine
     self._size = self._fitting_size(len(self._seeds))
     self._paced = paced
-    if paced and engine == "vmap":
+    if paced and not self._in_turn():
       self._shrink_to_pace()
     return engine, time.perf_counter() - began
 
@@ -322,6 +324,7 @@ class _Runner:
       diverged.append(diverged_at)
       advance_bar()
     kept = {"params": state.params, "extra": state.extra} if self._keep_params else {}
+    kept = {name: list(map(structure.array_of, jax.tree.leaves(tree))) for name, tree in kept.items()}
     metrics, diverged, kept, reached = mesh_lib.gather((metrics, diverged, kept, state.step))
     if not (reached[where] == self._steps).all():
       raise ValueError(
@@ -330,8 +333,9 @@ class _Runner:
     diverged = np.stack(diverged, axis=1)[where]
     results = {f"metric/{name}": np.stack([each[name] for each in metrics], axis=1)[where] for name in metrics[0]}
     results["diverged_at"] = diverged[np.arange(len(diverged)), np.argmax(diverged >= 0, axis=1)]
-    for name, tree in kept.items():
-      results |= {f"{name}/{index}": leaf[where] for index, leaf in enumerate(jax.tree.leaves(tree))}
+    for name, leaves in kept.items():
+      results |= {"kept": np.ones(len(where), bool)}
+      results |= {f"{name}/{index}": leaf[where] for index, leaf in enumerate(leaves)}
     return results
 
   def _fitting_size(self, count: int) -> int:
@@ -367,11 +371,12 @@ class _Runner:
     return float(mesh_lib.synchronize(np.float64(time.perf_counter() - began)))
 
   def _shrink_to_pace(self) -> None:
-    """Fewer trials at a time where all of them together would take longer than a piece may."""
+    """Fewer trials at a time where those of one program would take longer than a piece may."""
     steps = min(5, self._eval_every)
-    seconds = self._time_steps("vmap", self._size, steps) * self._steps / steps
-    if seconds > 2 * PIECE_SECONDS and self._size > self._mesh.size:
-      size = _round_up(int(self._size * PIECE_SECONDS / seconds) or 1, self._mesh.size)
+    seconds = self._time_steps(self._engine, self._size, steps) * self._steps / steps
+    multiple = self._mesh.size * self._lanes
+    if seconds > 2 * PIECE_SECONDS and self._size > multiple:
+      size = _round_up(int(self._size * PIECE_SECONDS / seconds) or 1, multiple)
       if size < self._size:
         self._size = self._fitting_size(size)
 

@@ -30,7 +30,7 @@ import numpy as np
 from experiments.harness import full_scale, registry, verification
 from experiments.harness.trials import Cell, Trials
 from jaxreg.data import write_tfds
-from jaxreg.training import data_mesh, fit, predict
+from jaxreg.training import data_mesh, fit, predict, program
 
 SEEDS = [100, 101]
 
@@ -75,7 +75,7 @@ def check_paper_step(name: str) -> None:
   assert all(shape.shape[0] == task.batch_size for shape in batch.values())
   with _programs_stay_out_of_the_cache():
     compiled = full_scale.compile_step(task, batch, data_mesh(jax.devices()))
-  needed = full_scale.device_bytes(compiled)
+  needed = program.needed_bytes(compiled)
   print(f"{name}: {needed / 2**30:.2f} GiB per device")
   assert 0 < needed < 80 * 2**30  # what one H100 or two TPU v4 chips hold
 

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from jaxreg.data import stream
-from jaxreg.training import examples, fit, gradient_task, hparams, identity, sweep
+from jaxreg.training import HeldOut, Mean, examples, fit, gradient_task, hparams, identity, sweep
 
 OPTIONS = {"log_every": 10, "progress": False, "tensorboard": False}
 SWEEP = {"seeds": [0, 1], "steps": 10, "engine": "map", "progress": False}
@@ -151,6 +151,27 @@ def test_streams_are_told_apart_by_what_they_read(tmp_path):
   with pytest.raises(ValueError, match="data.seed is 0 there and 1 here"):
     fit(streamed(arrays["y"], seed=1), steps=20, folder=tmp_path, **OPTIONS)
   fit(streamed(arrays["y"]), steps=20, folder=tmp_path, **OPTIONS)
+
+
+def test_held_out_streams_belong_to_the_identity_and_are_weighted(tmp_path):
+  values = np.arange(5, dtype=np.float32)
+
+  def held_out(scale):
+    opened = lambda: stream.array_stream({"x": values * scale}, batch_size=2, seed=None, num_epochs=1,
+                                         drop_remainder=False)  # fmt: skip
+    measure = lambda state, batch, hparams: {
+      "held_out": Mean(jnp.sum(batch["x"] * batch["valid"]), batch["valid"].sum())
+    }
+    return task().replace(held_out=HeldOut(opened, measure))
+
+  result = fit(held_out(1), steps=10, folder=tmp_path, **OPTIONS)
+  assert result.rows[-1]["held_out"] == values.mean()
+  with pytest.raises(ValueError, match="held_out.data.arrays.x is"):
+    fit(held_out(2), steps=20, folder=tmp_path, **OPTIONS)
+  vector = held_out(1)
+  vector = vector.replace(held_out=vector.held_out._replace(measure=lambda s, b, h: {"x": Mean(b["x"], 1.0)}))
+  with pytest.raises(ValueError, match="x of held_out must be a scalar"):
+    fit(vector, steps=10, **OPTIONS)
 
 
 PROGRAM = """

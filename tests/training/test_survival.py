@@ -266,7 +266,8 @@ def test_damaged_metrics_are_noticed_and_repaired(finished, tmp_path, damage):
   (run / "metrics.jsonl").write_bytes(b"".join(lines))
   with pytest.raises(log.DamagedLogError, match=r"line \d of .*metrics.jsonl"):
     log.read_metrics(run)
-  assert fit(examples.least_squares(), steps=200, folder=run, **OPTIONS).rows == whole
+  with pytest.warns(UserWarning, match="metrics.jsonl is not what was written.* written anew from the checkpoint"):
+    assert fit(examples.least_squares(), steps=200, folder=run, **OPTIONS).rows == whole
   assert log.read_metrics(run) == whole
 
 
@@ -295,6 +296,8 @@ def test_the_best_state_is_kept_and_patience_ends_the_run(tmp_path):
   np.testing.assert_array_equal(load_params(tmp_path / "best")["w"], fit(task, steps=80, **OPTIONS).state.params["w"])
   again = fit(scored, steps=200, **options)
   assert again.stopped and again.rows == result.rows
+  with pytest.raises(ValueError, match='best is "max score" there and "min loss" here'):
+    fit(scored, steps=200, **{**options, "best": "loss", "best_is": "min"})
   with pytest.raises(ValueError, match="best must be a metric of the evaluation"):
     fit(task, steps=40, best="score", **OPTIONS)
 

@@ -119,11 +119,11 @@ def test_more_points_and_seeds_continue(task, tmp_path, monkeypatch):
   )
 
 
-@pytest.mark.parametrize("engine", ["map", "vmap"])
-def test_long_sweeps_are_cut_into_pieces(task, tmp_path, monkeypatch, engine):
+@pytest.mark.parametrize("engine, lanes, pieces", [("map", 1, 6), ("vmap", 1, 6), ("map", 2, 3)])
+def test_long_sweeps_are_cut_into_pieces(task, tmp_path, monkeypatch, engine, lanes, pieces):
   monkeypatch.setattr(module, "PIECE_SECONDS", 1e-9)
-  sweep(task, POINTS, engine=engine, mesh=trial_mesh(jax.devices()[:1]), folder=tmp_path, **OPTIONS)
-  assert len(list(tmp_path.glob("trials/piece-*.npz"))) == 6
+  sweep(task, POINTS, engine=engine, lanes=lanes, mesh=trial_mesh(jax.devices()[:1]), folder=tmp_path, **OPTIONS)
+  assert len(list(tmp_path.glob("trials/piece-*.npz"))) == pieces
 
 
 def test_each_device_runs_its_own_trials_only(task):
