@@ -33,7 +33,7 @@ def bars(axis, groups: Mapping[str, np.ndarray], *, colors=None) -> None:
     axis.bar(index, values.mean(), color=color, alpha=0.5)
     axis.plot(index + _spread(len(values)), values, "o", color=color, markersize=4)
   axis.set_xticks(range(len(groups)), list(groups))
-  if sum(max(map(len, name.split("\n"))) + 1 for name in groups) > 42:
+  if len(groups) * max(len(line) for name in groups for line in name.split("\n")) > 48:
     axis.tick_params(axis="x", labelsize=8)
     for label in axis.get_xticklabels():
       label.set(rotation=35, ha="right", rotation_mode="anchor")

@@ -479,7 +479,7 @@ def figure(config: Config, summary, path) -> None:
     )
     axes[2 * place + 1].axhline(1, color="k", linewidth=0.8)
     axes[2 * place + 1].tick_params(axis="x", labelsize=7, labelrotation=90)
-    axes[2 * place + 1].set(yscale="log", title=f"{dataset}, time over the unregularized model's")
+    axes[2 * place + 1].set(yscale="log", title=f"{dataset}, time relative to vanilla")
   for axis, kind in zip(axes[4:], spiral):
     of = lambda name, metric, kind=kind: summary[f"spiral {kind} {name} {metric}"]
     _scatter(axis, {name: (of(name, "evaluations"), of(name, "loss")) for name in ("vanilla", "error")})
