@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     log_every: steps between logged rows of a run by `fit`; default `eval_every`.
     engine: `sweep`'s engine.
     seeds: seeds of this cell, instead of the run's.
-    keep_params: whether `measure` gets the trained parameters.
+    keep_params: whether the result that `measure` gets holds the trained parameters.
   """
 
   task: Task
@@ -155,7 +155,8 @@ def run_cells(
   """Trains a recipe's cells one after another and calls its `measure`; returns the table.
 
   Args:
-    recipe: a module with `cells(config, seeds)`, `measure(config, seeds, trained)`, or both.
+    recipe: a module with `cells(config, seeds)`, `measure(config, seeds, trained)`, or both; `trained` holds the cells'
+      results by name.
     config: the recipe's configuration.
     seeds: the run's seeds.
     folder: where finished parts are kept, to be taken up again; None keeps nothing.
@@ -177,8 +178,7 @@ def run_cells(
     place = None if folder is None else pathlib.Path(folder) / safe_name(name)
     result = train(cell, points, list(seeds if cell.seeds is None else cell.seeds), place, name, progress)
     trials = dataclasses.replace(trials, cells={**trials.cells, name: _table(result)})
-    if cell.keep_params:
-      trained[name] = result
+    trained[name] = result
   if hasattr(recipe, "measure"):
     path = None if folder is None else pathlib.Path(folder) / f"measured-{key}.npz"
     trials = dataclasses.replace(trials, measured=_measured(recipe, config, list(seeds), trained, path))

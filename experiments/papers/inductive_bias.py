@@ -174,11 +174,13 @@ def tails(distribution, errors, targets):
 
 
 def measure(config: Config, seeds, trained) -> dict[str, np.ndarray]:
-  """Biases that kernel spaces require, `[seeds]`, and what the figure shows of them."""
-  del trained
+  """Biases that kernel spaces and trained networks require, `[seeds]`, and what the figure shows of them."""
+  errors = trained["networks"].by_point("test_error")[:, :, -1]
   # The covariance of hypotheses is a difference of nearly equal matrices.
   with jax.enable_x64(True):
     rows = [_ridge_rows(config, seed) | _digits_row(config, seed) for seed in seeds]
+    for row, each in zip(rows, jnp.asarray(errors, np.float64), strict=True):
+      row["network bias"] = required_inductive_bias(each, config.digits_target)
   return {name: np.stack([np.asarray(row[name], np.float64) for row in rows]) for name in rows[0]}
 
 
@@ -222,14 +224,9 @@ def _digits_row(config: Config, seed: int) -> dict:
 def summary(config: Config, trials) -> dict[str, np.ndarray]:
   """What was measured of kernel spaces, and the same of the networks."""
   networks = trials["networks"]
-  errors = networks.last("test_error")
-  with jax.enable_x64(True):
-    samples = jnp.asarray(errors, np.float64)
-    biases = [required_inductive_bias(each, config.digits_target) for each in samples]
   return {
     **trials.measured,
-    "network bias": np.array(biases),
-    "network errors": errors,
+    "network errors": networks.last("test_error"),
     "network train error": networks.last("train_error").mean(1),
     "network accuracy": networks.last("test_accuracy").mean(1),
   }
