@@ -99,6 +99,7 @@ def assign_tokens(
     steps=steps,
     tolerance=0.0,
     optimizer=optax.adam(learning_rate),
+    row_potential=jnp.zeros((*groups, tokens), dtype),
   )
   dispatch = result.plan > 0
   return ExpertAssignment(dispatch, jnp.where(dispatch, scores, 0).astype(logits.dtype), result.plan)

@@ -65,8 +65,10 @@ from jaxreg.solvers.self_tuning import (
   tuning_init,
   unconstrain_hyperparameter,
 )
+from jaxreg.solvers.sinkhorn import sinkhorn_plan, sinkhorn_potentials
 from jaxreg.solvers.sparse_transport import (
   SparseTransportResult,
+  repair_sparse_transport,
   solve_sparse_transport,
   solve_sparse_transport_dual,
   sparse_conjugate,
@@ -128,6 +130,7 @@ __all__ = [
   "poisson_peak_equation",
   "policy_values",
   "quadratic_bonus",
+  "repair_sparse_transport",
   "response_inputs",
   "ridge_inverse_covariance",
   "ritz_pairs",
@@ -135,6 +138,8 @@ __all__ = [
   "sample_in_box",
   "self_tuner",
   "simulated_visits",
+  "sinkhorn_plan",
+  "sinkhorn_potentials",
   "solution_derivative",
   "solve_conjugate_directions",
   "solve_sparse_transport",
