@@ -182,25 +182,35 @@ class BestResponseEmbed(nn.Module):
     return outputs + _align(gate, outputs.ndim).astype(outputs.dtype) * response
 
 
-class BestResponseLSTMCell(nn.Module):
+class BestResponseLSTMCell(nn.RNNCellBase):
   """An LSTM cell whose two linear maps, of the inputs and of the hidden state, are `BestResponseDense` layers.
 
   >>> import jax, jax.numpy as jnp
   >>> cell, inputs, hyperparameters = BestResponseLSTMCell(4), jnp.ones((2, 3)), jnp.zeros((2, 5))
-  >>> carry = cell.initialize_carry((2,))
+  >>> carry = cell.initialize_carry(jax.random.key(0), inputs.shape)
   >>> params = cell.init(jax.random.key(0), carry, inputs, hyperparameters)
   >>> (memory, hidden), outputs = cell.apply(params, carry, inputs, hyperparameters)
   >>> outputs.shape
   (2, 4)
 
+  In `nn.RNN`, which hands a cell nothing but inputs, hyperparameters and mask are attributes:
+
+  >>> rnn = nn.RNN(BestResponseLSTMCell(4, hyperparameters=hyperparameters))
+  >>> rnn.init_with_output(jax.random.key(0), jnp.ones((2, 7, 3)))[0].shape
+  (2, 7, 4)
+
   Attributes:
     features: size of the memory and of the hidden state.
+    hyperparameters: those of calls without hyperparameters.
+    recurrent_mask: that of calls without a mask.
 
   Reference: MacKay, Vicol, Lorraine, Duvenaud, Grosse, "Self-Tuning Networks: Bilevel Optimization of Hyperparameters
     using Structured Best-Response Functions", ICLR 2019; the cell is that of the official code.
   """
 
   features: int
+  hyperparameters: jax.Array | None = None
+  recurrent_mask: jax.Array | None = None
 
   @nn.compact
   def __call__(
@@ -225,6 +235,8 @@ class BestResponseLSTMCell(nn.Module):
     Raises:
       ValueError: when an argument does not fit.
     """
+    hyperparameters = self.hyperparameters if hyperparameters is None else hyperparameters
+    recurrent_mask = self.recurrent_mask if recurrent_mask is None else recurrent_mask
     memory, hidden = carry
     total = BestResponseDense(4 * self.features, use_scale=False, name="input")(inputs, hyperparameters)
     total += BestResponseDense(4 * self.features, use_scale=False, name="recurrent")(
@@ -236,9 +248,16 @@ class BestResponseLSTMCell(nn.Module):
     return (memory, hidden), hidden
 
   @nn.nowrap
-  def initialize_carry(self, shape: Sequence[int], dtype=jnp.float32) -> tuple[jax.Array, jax.Array]:
-    """Zero memory and hidden state for inputs with the leading `shape`."""
-    return jnp.zeros((*shape, self.features), dtype), jnp.zeros((*shape, self.features), dtype)
+  def initialize_carry(self, rng: jax.Array, input_shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """Zero memory and hidden state, float32, for inputs `[..., inputs]` of a shape; the key is not used."""
+    del rng
+    zeros = jnp.zeros((*input_shape[:-1], self.features))
+    return zeros, zeros
+
+  @property
+  def num_feature_axes(self) -> int:
+    """1: the last axis of the inputs holds features."""
+    return 1
 
 
 def materialize_best_response(params: Mapping[str, jax.Array], hyperparameters: jax.Array) -> dict[str, jax.Array]:

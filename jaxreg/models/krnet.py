@@ -1,7 +1,5 @@
 """KRnet: a normalizing flow on a box, of triangular structure, that can be sampled and evaluated."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,31 +22,47 @@ class BoundedSupport(nn.Module):
   ([[0.0, 0.0]], [[0.0, 0.0]])
 
   Attributes:
-    low: lower bound in every coordinate; somewhat below that of the domain, as densities vanish there.
-    high: upper bound.
+    low: lower bound, one number for every coordinate or a tuple of one per coordinate; somewhat below that of the
+      domain, as densities vanish there.
+    high: upper bound, likewise.
     clip: distance in (0, 1) that points keep from its ends.
 
   Reference: Tang, Wan, Yang, "DAS-PINNs: A Deep Adaptive Sampling Method for Solving High-Dimensional Partial
     Differential Equations", JCP 2023; as in the authors' code.
   """
 
-  low: float
-  high: float
+  low: float | tuple[float, ...]
+  high: float | tuple[float, ...]
   clip: float = 1e-6
+
+  def setup(self):
+    if not np.all(np.less(self.low, self.high)):
+      raise ValueError(f"low must be below high, got {self.low} and {self.high}.")
 
   def __call__(self, points: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Unbounded values and the log determinant of points `[n, d]`: `[n, d]`, `[n]`."""
     # 1 - 1e-10 is 1 in float32.
     clip = max(self.clip, jnp.finfo(points.dtype).eps)
     wide = points.astype(jnp.promote_types(points.dtype, jnp.float32))
-    share = jnp.clip((wide - self.low) / (self.high - self.low), clip, 1 - clip)
+    low, size = self._box(wide)
+    share = jnp.clip((wide - low) / size, clip, 1 - clip)
     log, log_rest = jnp.log(share), jnp.log1p(-share)
-    logdet = -jnp.sum(log + log_rest, axis=-1) - points.shape[-1] * math.log(self.high - self.low)
+    logdet = -jnp.sum(log + log_rest + jnp.log(size), axis=-1)
     return (log - log_rest).astype(points.dtype), logdet.astype(points.dtype)
 
   def inverse(self, values: jax.Array) -> jax.Array:
     """The points of unbounded values."""
-    return self.low + (self.high - self.low) * jax.nn.sigmoid(values)
+    low, size = self._box(values)
+    return low + size * jax.nn.sigmoid(values)
+
+  def _box(self, points):
+    """The lower bound and the length of every coordinate, `[d]`."""
+    bounds = {"low": np.asarray(self.low, np.float64), "high": np.asarray(self.high, np.float64)}
+    for name, bound in bounds.items():
+      if bound.shape not in ((), points.shape[-1:]):
+        raise ValueError(f"{name} must be a number or {points.shape[-1]} numbers, got {bound.tolist()}.")
+    low, high = (np.broadcast_to(bound, points.shape[-1:]) for bound in bounds.values())
+    return jnp.asarray(low, points.dtype), jnp.asarray(high - low, points.dtype)
 
 
 class ActNorm(nn.Module):
@@ -215,8 +229,8 @@ class KRnet(nn.Module):
     width: of the couplings' hidden layers.
     bins: cells of the CDF, even.
     group: coordinates frozen at a time.
-    low: lower bound of the box in every coordinate.
-    high: upper bound of the box.
+    low: lower bound of the box, one number for every coordinate or a tuple of one per coordinate.
+    high: upper bound of the box, likewise.
 
   Reference: Tang, Wan, Yang, "DAS-PINNs: A Deep Adaptive Sampling Method for Solving High-Dimensional Partial
     Differential Equations", JCP 2023, the flow; as in the authors' code.
@@ -227,14 +241,12 @@ class KRnet(nn.Module):
   width: int = 24
   bins: int = 32
   group: int = 1
-  low: float = -1.01
-  high: float = 1.01
+  low: float | tuple[float, ...] = -1.01
+  high: float | tuple[float, ...] = 1.01
 
   def setup(self):
     if self.depth < 2 or self.depth % 2:
       raise ValueError(f"depth must be a positive even number, got {self.depth}.")
-    if not self.low < self.high:
-      raise ValueError(f"low must be below high, got {self.low} and {self.high}.")
     self.support = BoundedSupport(self.low, self.high, clip=1e-10 if self.features == 2 else 1e-6)
     stages = -(-self.features // self.group)
     self.blocks = [self._stage(self.features - i * self.group) for i in range(stages - 1)]

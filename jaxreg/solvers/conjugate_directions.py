@@ -47,7 +47,9 @@ def solve_conjugate_directions(
 
   With `d = direction(r / |r|)` an iteration is `d <- d - sum_i d_i (d . A d_i) / (d_i . A d_i)` over the last
   directions, `x <- x + d (r . d) / (d . A d)`, `r <- b - A x`. A direction's length and sign do not matter, and the
-  A-norm of the error never grows: a bad direction costs an iteration, not the solution. The identity gives the
+  A-norm of the error never grows: a bad direction costs an iteration, not the solution. Derivatives of the solution in
+  `b` and in what `matvec` closes over are those of the exact solution, by another solve with the same directions; the
+  norms and iterations have none. The identity gives the
   conjugate gradient iterates, `A^-1` the solution in one iteration. Where a direction is of no use (it lies in the span
   of those before, or is not finite) the residual takes its place.
 
@@ -93,14 +95,25 @@ def solve_conjugate_directions(
     if shape != x.shape:
       raise ValueError(f"{name} must return the shape of b, {x.shape}, got {shape}.")
 
-  def unfinished(state):
-    return (state.iteration < steps) & (state.norms[state.iteration] > tolerance * state.norms[0])
+  small = jax.lax.stop_gradient(tolerance)
 
-  advance = functools.partial(_iterate, target=target, matvec=matvec, direction=direction, project=project)
-  end = jax.lax.while_loop(unfinished, advance, _start(x, project(target - matvec(x)), steps, orthogonalize))
-  last = end.norms[end.iteration]
-  norms = jnp.where(jnp.arange(steps + 1) <= end.iteration, end.norms, last)
-  return ConjugateDirectionsResult(end.x.astype(jnp.result_type(b)), norms, end.iteration, last <= tolerance * norms[0])
+  def unfinished(state):
+    return (state.iteration < steps) & (state.norms[state.iteration] > small * state.norms[0])
+
+  def solve(matvec, residual):
+    advance = functools.partial(_iterate, target=residual, matvec=matvec, direction=direction, project=project)
+    end = jax.lax.while_loop(
+      unfinished, advance, _start(jnp.zeros_like(residual), project(residual), steps, orthogonalize)
+    )
+    norms = jnp.where(jnp.arange(steps + 1) <= end.iteration, end.norms, end.norms[end.iteration])
+    return end.x, (norms, end.iteration)
+
+  # The difference to the start is solved for, so that the solve of a derivative can begin at zero.
+  x = jax.lax.stop_gradient(x)
+  rest = project(target - matvec(x))
+  change, (norms, iterations) = jax.lax.custom_linear_solve(matvec, rest, solve, symmetric=True, has_aux=True)
+  solution = (x + change).astype(jnp.result_type(b))
+  return ConjugateDirectionsResult(solution, norms, iterations, norms[-1] <= tolerance * norms[0])
 
 
 def _start(x: jax.Array, residual: jax.Array, steps: int, orthogonalize: int) -> _State:

@@ -198,6 +198,29 @@ def _responds(module, draw, **keywords):
 
 _EMBED = best_response.BestResponseEmbed(7, 3)
 
+
+def test_lstm_cell_in_rnn():
+  """`nn.RNN` takes the steps of a loop over time, with hyperparameters per example, and has gradients in them."""
+  inputs, positions = RNG.normal(size=(2, 5, 3)).astype(np.float32), RNG.normal(size=(2, H)).astype(np.float32)
+  mask = (RNG.uniform(size=(4, 16)) < 0.5).astype(np.float32)
+  options = {"hyperparameters": positions, "recurrent_mask": mask}
+  cell = best_response.BestResponseLSTMCell(4)
+  params = nn.RNN(best_response.BestResponseLSTMCell(4, **options)).init(jax.random.key(0), inputs)
+  inner = {"params": params["params"]["cell"]}
+  carry, outputs = cell.initialize_carry(jax.random.key(0), inputs[:, 0].shape), []
+  for step in range(5):
+    carry, output = cell.apply(inner, carry, inputs[:, step], positions, mask)
+    outputs.append(output)
+
+  @jax.jit
+  def run(positions):
+    chosen = options | {"hyperparameters": positions}
+    return nn.RNN(best_response.BestResponseLSTMCell(4, **chosen)).apply(params, inputs)
+
+  np.testing.assert_allclose(run(positions), np.stack(outputs, 1), atol=1e-6)
+  assert np.abs(jax.jit(jax.grad(lambda p: run(p).sum()))(positions)).max() > 0
+
+
 ROWS = [
   _responds(best_response.BestResponseDense(3), draw_logits, wide=False),
   _responds(best_response.BestResponseConv(3, (3, 3)), lambda rng: rng.normal(size=(2, 4, 4, 2)), wide=False),

@@ -177,6 +177,24 @@ def _flow(module, **keywords):
   return module_row(module, _points, call=call, examples="none", **keywords)
 
 
+def test_bounds_per_dimension(x64):
+  """A flow on a box is the flow on the cube of points scaled to it, with the scaling's log determinant."""
+  options = dict(features=2, depth=2, width=4, bins=2)
+  low, high = (-3.0, 0.0), (1.0, 0.5)
+  cube = np.random.default_rng(0).uniform(-0.9, 0.9, (6, 2))
+  box = np.array(low) + (cube + 1) / 2 * (np.array(high) - low)
+  plain, wide = krnet.KRnet(low=-1.0, high=1.0, **options), krnet.KRnet(low=low, high=high, **options)
+  variables = jax.jit(plain.init)(jax.random.key(0), cube)
+  density, scaled = jax.jit(plain.apply)(variables, cube), jax.jit(wide.apply)(variables, box)
+  np.testing.assert_allclose(scaled, density - np.log((np.array(high) - low) / 2).sum(), atol=1e-9)
+  samples = wide.apply(variables, jax.random.key(1), 200, method="sample")
+  assert np.all((samples >= np.array(low)) & (samples <= np.array(high)))
+  with pytest.raises(ValueError, match="low must be below high"):
+    krnet.KRnet(low=(0.0, 1.0), high=(1.0, 1.0), **options).init(jax.random.key(0), cube)
+  with pytest.raises(ValueError, match="low must be a number or 2 numbers"):
+    krnet.KRnet(low=(0.0, 1.0, 0.0), high=2.0, **options).init(jax.random.key(0), cube)
+
+
 ROWS = [
   _flow(krnet.ActNorm(3)),
   _flow(krnet.AffineCoupling(3, 1, 4)),

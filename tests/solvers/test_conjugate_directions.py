@@ -222,6 +222,45 @@ def test_bad_input():
     solve_conjugate_directions(lambda v: v, jnp.ones(3, int), lambda r: r)
 
 
+def test_derivatives_are_those_of_the_solution(x64):
+  """In the right-hand side and in the matrix, reverse and forward, also of a batch and from another start."""
+  rng = np.random.default_rng(5)
+  factor, b, weights, start = (rng.normal(size=shape) for shape in ((6, 6), (6,), (6,), (6,)))
+
+  def exact(factor, b):
+    return jnp.vdot(weights, jnp.linalg.solve(factor @ factor.T + jnp.eye(6), b))
+
+  def iterated(factor, b, x0=None):
+    matvec = lambda v: factor @ (factor.T @ v) + v
+    result = solve_conjugate_directions(matvec, b, lambda r: r, x0=x0, steps=30, tolerance=1e-13)
+    return jnp.vdot(weights, result.x)
+
+  expected = jax.grad(exact, argnums=(0, 1))(factor, b)
+  for x0 in (None, start):
+    got = jax.jit(jax.grad(lambda factor, b: iterated(factor, b, x0), argnums=(0, 1)))(factor, b)
+    for one, other in zip(got, expected):
+      np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
+  tangent = jax.jvp(lambda b: iterated(factor, b), (b,), (weights,))[1]
+  np.testing.assert_allclose(tangent, exact(factor, weights), rtol=1e-9)
+  many = rng.normal(size=(3, 6))
+  batched = jax.jit(jax.vmap(jax.grad(lambda b: iterated(factor, b))))(many)
+  np.testing.assert_allclose(batched, np.broadcast_to(expected[1], (3, 6)), rtol=1e-8)
+
+
+def test_derivatives_of_singular_systems(x64):
+  """A path graph's Laplacian, without its constants."""
+  laplacian = np.diag([1.0, 2, 2, 1]) - np.diag(np.ones(3), 1) - np.diag(np.ones(3), -1)
+  project = lambda v: v - v.mean()
+  rng = np.random.default_rng(6)
+  b, weights = rng.normal(size=(2, 4))
+
+  def value(b):
+    solve = functools.partial(solve_conjugate_directions, lambda v: laplacian @ v, direction=lambda r: r)
+    return jnp.vdot(weights, solve(b, project=project, tolerance=1e-12).x)
+
+  np.testing.assert_allclose(jax.grad(value)(b), np.linalg.pinv(laplacian) @ weights, atol=1e-10)
+
+
 ROWS = [
   row(
     solve_conjugate_directions,
