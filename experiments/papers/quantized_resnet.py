@@ -35,6 +35,7 @@ GARMENTS = Problem(
   cooldown=0.2,
   start=0.1,
 )
+IMAGES = {"fashion_mnist": "Fashion-MNIST", "mnist_subset": "5,000 images of MNIST"}  # of residual networks
 # The official schedule at a batch of 2048: 250 epochs, of which 5 warm up and 50 cool down; bounds after 7,500 steps.
 IMAGENET = Problem(
   dataset="imagenet2012",
@@ -87,10 +88,11 @@ PRESETS = {
     mlp=dataclasses.replace(DIGITS, steps=20),
     mlp_widths=(4,),
     few=1000,
-    resnet=dataclasses.replace(GARMENTS, train=64, test=32, depth=(1,), batch_size=16, steps=4),
+    resnet=dataclasses.replace(GARMENTS, dataset="mnist_subset", train=64, test=32, depth=(1,), batch_size=16, steps=4),
     resnet_widths=(2,),
   ),
   "cpu": Config(),
+  "mnist": Config(resnet=dataclasses.replace(GARMENTS, dataset="mnist_subset", train=4000, test=1000)),
   "paper": Config(problem=IMAGENET),
 }
 
@@ -150,9 +152,7 @@ def cells(config: Config, seeds) -> dict[str, Cell]:
   """Every network of every family at all precisions."""
   del seeds
   if config.problem.dataset == "imagenet2012":
-    raise ValueError(
-      "the claims of quantized_resnet are about digits and Fashion-MNIST; train its preset `paper` with `run`."
-    )
+    raise ValueError("the claims of quantized_resnet are about small images; train its preset `paper` with `run`.")
   trained = {}
   for family, problems in families(config).items():
     for problem in problems:
@@ -211,7 +211,7 @@ def gap(m: dict[str, np.ndarray], family: str) -> np.ndarray:
 def claims(config: Config) -> tuple[Claim, ...]:
   """Which precision is best at equal cost, what low precision loses, and what it does to the generalization gap."""
   widths, widest = len(config.mlp_widths), config.mlp_widths[-1]
-  digits, images = f"digits, {widest} neurons", "Fashion-MNIST, 14 × 14"
+  digits, images = f"digits, {widest} neurons", f"{IMAGES[config.resnet.dataset]}, 14 × 14"
   within = "best 4-bit test accuracy within the bfloat16 network's {} cost, minus its own; {}"
   loss = f"{digits}; test accuracy in bfloat16 minus {{}}"
   gaps = "{}; training minus test accuracy, 4-bit minus bfloat16"
@@ -356,7 +356,7 @@ def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -
   picture, axes = plots.panels(4)
   short = lambda names: [name.replace(", ", "\n") for name in names]
   for axis, family, title in (
-    (axes[0], "resnet", "residual networks, Fashion-MNIST"),
+    (axes[0], "resnet", f"residual networks, {IMAGES[config.resnet.dataset]}"),
     (axes[1], "mlp", "perceptrons, digits"),
   ):
     costs, test = summary[f"{family} quadratic"][0], 100 * summary[f"{family} test"]

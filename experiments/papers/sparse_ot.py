@@ -420,7 +420,8 @@ NOTES = (
   " panel) and the fraction of the colours' mass in wrong rows (fifth panel) say how far it is from one. A repaired"
   " plan keeps the k + extra best rows of every column and solves transport with a squared 2-norm on them; the fifth"
   " panel shows its non-zeros, its cost, its wrong mass, and the extra it needed. Plans of generic masses have at least"
-  " rows + columns - 1, so that k = 2 in every column leaves no choice.",
+  " rows + columns - 1, so that k = 2 in every column leaves no choice. The quadratic plans have gamma"
+  " 0.1, the others gamma 1, which spreads more.",
   "Top-1 is given every token that it wants; an implementation with a buffer would drop its overflow. Tokens that no"
   " expert of the sparse-transport router takes pass through the residual connection.",
 )

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from experiments.problems.held_out import ONCE, mean_over
-from jaxreg.data import MissingDataError, bundled, fashion_mnist, tfds_stream
+from jaxreg.data import bundled, fashion_mnist, tfds_stream
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.models.quant_resnet import quant_resnet
 from jaxreg.quantization.bounds import freeze_bounds
@@ -25,14 +25,15 @@ __all__ = ["Problem", "QMLP", "Setting", "network", "quantized_task", "schedule"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels
 CHUNK = 1000  # examples that are evaluated at once
 
+DATASETS = ("digits", "fashion_mnist", "mnist_subset", "imagenet2012")
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """One network and its training; the precision is a hyperparameter.
 
   Attributes:
-    dataset: `digits`, `fashion_mnist` (14 × 14 pixels, means of four; MNIST's 5,000 images where it is absent) or
-      `imagenet2012` through TFDS.
+    dataset: `digits`; `fashion_mnist` or `mnist_subset`, 14 × 14 pixels, means of four; or `imagenet2012` through TFDS.
     train, test: numbers of examples; not used for ImageNet.
     depth: blocks of the stages of a residual network, a usual depth, or () for three hidden layers.
     bottleneck: whether blocks of given stages are bottlenecks.
@@ -66,14 +67,14 @@ class Problem:
   precision: str = "float32"
 
   def __post_init__(self):
-    if self.dataset not in ("digits", "fashion_mnist", "imagenet2012"):
-      raise ValueError(f"dataset must be digits, fashion_mnist or imagenet2012, got {self.dataset!r}.")
+    if self.dataset not in DATASETS:
+      raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {self.dataset!r}.")
     if not 0 <= self.start <= 1 or min(self.warmup, self.cooldown) < 0 or self.warmup + self.cooldown > 1:
       raise ValueError("start, and warmup and cooldown together, must be fractions of training.")
 
   @property
   def image(self) -> tuple[int, int, int]:
-    return {"digits": (8, 8, 1), "fashion_mnist": (14, 14, 1), "imagenet2012": (self.size, self.size, 3)}[self.dataset]
+    return {"digits": (8, 8, 1), "imagenet2012": (self.size, self.size, 3)}.get(self.dataset, (14, 14, 1))
 
 
 class QMLP(nn.Module):
@@ -232,15 +233,16 @@ def _splits(problem: Problem) -> tuple[dict, dict]:
   if problem.dataset == "digits":
     return bundled.split(bundled.digits(), sizes=sizes)
   small = lambda x: x.reshape(len(x), 14, 2, 14, 2, 1).mean((2, 4))
-  return bundled.standardize(*({"x": small(part["x"]), "y": part["y"]} for part in _garments(sizes)))
+  if problem.dataset == "mnist_subset":
+    parts = bundled.split(bundled.mnist_subset(), sizes=sizes)
+  else:
+    parts = _garments(sizes)
+  return bundled.standardize(*({"x": small(part["x"]), "y": part["y"]} for part in parts))
 
 
 def _garments(sizes: Sequence[int]) -> tuple[dict, dict]:
-  """The first images of Fashion-MNIST's own parts; of MNIST's bundled ones where it is absent, four fifths to train."""
-  try:
-    parts = fashion_mnist()
-  except MissingDataError:
-    return bundled.split(bundled.mnist_subset(), sizes=sizes if sum(sizes) <= 5000 else (4000, 1000))
+  """The first images of Fashion-MNIST's own parts."""
+  parts = fashion_mnist()
   if any(len(part["y"]) < size for part, size in zip(parts, sizes)):
     raise ValueError(f"train and test must be at most {[len(part['y']) for part in parts]}, got {sizes}.")
   return tuple({name: value[:size] for name, value in part.items()} for part, size in zip(parts, sizes))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.metrics.weights import he_deviation
+from jaxreg.metrics.weights import he_deviation, input_axes
 
 __all__ = [
   "ARCTAN",
@@ -177,6 +177,7 @@ def compander_init(
   deviations: float | jax.Array = 1.5,
   slope: float | jax.Array = 1.0,
   select: Callable[[str, jax.Array], bool] = is_kernel,
+  in_axes: Callable[[str, jax.Array], tuple[int, ...]] = input_axes,
   curve: Curve = ARCTAN,
 ) -> CompandedParams:
   """Companded parameters whose weights are those given, up to a clip at 0.95 of the bound.
@@ -194,6 +195,7 @@ def compander_init(
     deviations: positive amplitude in He standard deviations, 1.5 to 3; may be traced.
     slope: positive slope a / b at zero, by which the rate of small weights grows squared; may be traced.
     select: static; `(path, leaf) -> bool`, the parameters to compand.
+    in_axes: static; `(path, leaf) -> axes` that the layer sums over, whose sizes make the fan-in.
     curve: static; the function.
 
   Returns:
@@ -215,7 +217,7 @@ def compander_init(
       return leaf
     check_float(f"params[{name}]", leaf)
     dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-    amplitude = jnp.asarray(deviations, dtype) * he_deviation(jnp.shape(leaf))
+    amplitude = jnp.asarray(deviations, dtype) * he_deviation(jnp.shape(leaf), in_axes=in_axes(name, leaf))
     log_amplitude[name], log_width[name] = jnp.log(amplitude), jnp.log(amplitude / slope)
     # Through the logarithms, so that folding finds the same scales.
     return _invert(leaf, jnp.exp(log_amplitude[name]), jnp.exp(log_width[name]), curve)
@@ -264,7 +266,7 @@ class Companded(nn.Module):
   >>> layer = Companded(nn.Dense(3), learned=True)
   >>> params = layer.init(jax.random.key(0), jnp.ones((2, 4)))["params"]
   >>> sorted(params), sorted(params["layer"])
-  (['kernel/log_amplitude', 'kernel/log_width', 'layer'], ['bias', 'kernel'])
+  (['kernel_log_amplitude', 'kernel_log_width', 'layer'], ['bias', 'kernel'])
 
   Attributes:
     layer: the wrapped module.
@@ -272,6 +274,7 @@ class Companded(nn.Module):
     slope: slope at zero.
     learned: whether amplitude and width are parameters; give them a tenth of the learning rate and no decay.
     select: `(path, leaf) -> bool`, which of the layer's parameters are companded.
+    in_axes: `(path, leaf) -> axes` that the layer sums over, whose sizes make the fan-in.
     curve: the function.
 
   Reference: Cakaj, Mehnert, Yang, "Weight Compander: A Simple Weight Reparameterization for Regularization",
@@ -283,6 +286,7 @@ class Companded(nn.Module):
   slope: float = 1.0
   learned: bool = False
   select: Callable[[str, jax.Array], bool] = is_kernel
+  in_axes: Callable[[str, jax.Array], tuple[int, ...]] = input_axes
   curve: Curve = ARCTAN
 
   @nn.compact
@@ -302,19 +306,20 @@ class Companded(nn.Module):
     name = parameter_name(path[1:])  # the first name is the collection's
     if not self.select(name, leaf):
       return leaf
-    amplitude, width = self._scales(leaf)
+    amplitude, width = self._scales(name, leaf)
     if self.learned:
       amplitude, width = (
-        jnp.exp(self.param(f"{name}/log_{kind}", lambda _, value=value: jnp.log(jnp.float32(value))))
+        jnp.exp(self.param(f"{name.replace('/', '_')}_log_{kind}", lambda _, value=value: jnp.log(jnp.float32(value))))
         for kind, value in (("amplitude", amplitude), ("width", width))
       )
     return compand(leaf, amplitude=amplitude, width=width, curve=self.curve)
 
   def _unfold(self, path, leaf):
-    return _invert(leaf, *self._scales(leaf), self.curve) if self.select(parameter_name(path[1:]), leaf) else leaf
+    name = parameter_name(path[1:])
+    return _invert(leaf, *self._scales(name, leaf), self.curve) if self.select(name, leaf) else leaf
 
-  def _scales(self, leaf):
-    amplitude = self.deviations * he_deviation(leaf.shape)
+  def _scales(self, name, leaf):
+    amplitude = self.deviations * he_deviation(leaf.shape, in_axes=self.in_axes(name, leaf))
     return amplitude, amplitude / self.slope
 
 

@@ -53,7 +53,7 @@ from jaxreg.metrics.network_cost import LayerCost, NetworkCost, assign_bits, lay
 from jaxreg.metrics.noncentral_chi2 import log_gammainc, noncentral_chi2_logcdf, noncentral_chi2_logpdf
 from jaxreg.metrics.pareto import best_within_cost, pareto_front
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
-from jaxreg.metrics.weights import WeightMoments, WeightStats, he_deviation, weight_moments, weight_stats
+from jaxreg.metrics.weights import WeightMoments, WeightStats, he_deviation, input_axes, weight_moments, weight_stats
 
 __all__ = [
   "GaussianStats",
@@ -81,6 +81,7 @@ __all__ = [
   "gaussian_stats",
   "grokking_gap",
   "he_deviation",
+  "input_axes",
   "isometry_bounds",
   "kernel_alignment",
   "kernel_difficulty",

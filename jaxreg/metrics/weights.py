@@ -2,15 +2,17 @@
 
 import math
 import operator
+from collections.abc import Callable
 from functools import reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
 
-__all__ = ["WeightMoments", "WeightStats", "he_deviation", "weight_moments", "weight_stats"]
+__all__ = ["WeightMoments", "WeightStats", "he_deviation", "input_axes", "weight_moments", "weight_stats"]
 
 
 class WeightMoments(NamedTuple):
@@ -71,7 +73,9 @@ def weight_moments(weights: jax.Array, *, ddof: int = 1) -> WeightMoments:
   return WeightMoments(jnp.mean(standard**3), jnp.mean(standard**4))
 
 
-def weight_stats(params, *, threshold: float | jax.Array = 0.1) -> WeightStats:
+def weight_stats(
+  params, *, threshold: float | jax.Array = 0.1, in_axes: Callable[[str, jax.Array], tuple[int, ...]] | None = None
+) -> WeightStats:
   """The largest weight, the share of weights near zero and the kurtosis of a network's kernels.
 
   Kernels are the arrays of at least two axes; a weight counts in units of `sqrt(2 / fan_in)` of its kernel.
@@ -84,6 +88,7 @@ def weight_stats(params, *, threshold: float | jax.Array = 0.1) -> WeightStats:
   Args:
     params: pytree of arrays with at least one kernel of more than one entry.
     threshold: non-negative, below which a weight is near zero; may be traced.
+    in_axes: static; `(path, kernel) -> axes` that the layer sums over; by default `input_axes`.
 
   Returns:
     Three scalars, float32 at least.
@@ -95,12 +100,18 @@ def weight_stats(params, *, threshold: float | jax.Array = 0.1) -> WeightStats:
     IJCNN 2023; the measures are ours.
   """
   check_hyperparameter("threshold", threshold, low=0)
-  kernels = [leaf for leaf in jax.tree.leaves(params) if jnp.ndim(leaf) > 1]
+  named = [
+    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  ]
+  kernels = [leaf for _, leaf in named if jnp.ndim(leaf) > 1]
+  fans = [(in_axes or input_axes)(path, leaf) for path, leaf in named if jnp.ndim(leaf) > 1]
   if not kernels:
     raise ValueError("params must have a kernel, an array of at least two axes, got none.")
   kurtosis = [weight_moments(kernel).kurtosis for kernel in kernels]
   units = [
-    jnp.abs(jnp.asarray(kernel, value.dtype)) / he_deviation(kernel.shape) for kernel, value in zip(kernels, kurtosis)
+    jnp.abs(jnp.asarray(kernel, value.dtype)) / he_deviation(jnp.shape(kernel), in_axes=axes)
+    for kernel, value, axes in zip(kernels, kurtosis, fans)
   ]
   near = [jnp.sum(unit < threshold, dtype=unit.dtype) for unit in units]
   return WeightStats(
@@ -110,19 +121,53 @@ def weight_stats(params, *, threshold: float | jax.Array = 0.1) -> WeightStats:
   )
 
 
-def he_deviation(shape: tuple[int, ...]) -> float:
+def he_deviation(shape: tuple[int, ...], *, in_axes: tuple[int, ...] | None = None) -> float:
   """The standard deviation `sqrt(2 / fan_in)` of He's initializer, the natural scale of a kernel's weights.
 
   >>> he_deviation((3, 3, 2, 16))
   0.3333333333333333
+  >>> he_deviation((512, 8, 64), in_axes=(0,))  # the queries of attention: 512 inputs
+  0.0625
 
   Args:
-    shape: of the kernel, the outputs last.
+    shape: of the kernel.
+    in_axes: the axes that a layer sums over; by default all but the last. `input_axes` finds those of Flax's layers.
 
   Returns:
     A Python number.
 
+  Raises:
+    ValueError: when `in_axes` are not different axes of the shape.
+
   Reference: He, Zhang, Ren, Sun, "Delving Deep into Rectifiers: Surpassing Human-Level Performance on ImageNet
     Classification", ICCV 2015, equation 10.
   """
-  return math.sqrt(2 / max(1, math.prod(shape[:-1])))
+  chosen = range(len(shape) - 1) if in_axes is None else in_axes
+  wrapped = {axis + len(shape) if axis < 0 else axis for axis in chosen}
+  if len(wrapped) != len(chosen) or not wrapped <= set(range(len(shape))):
+    raise ValueError(f"in_axes must be different axes of a kernel of shape {shape}, got {in_axes}.")
+  return math.sqrt(2 / max(1, math.prod(shape[axis] for axis in wrapped)))
+
+
+def input_axes(path: str, leaf) -> tuple[int, ...]:
+  """The axes that a layer of Flax sums over, by the name and the shape of its kernel.
+
+  They are all but the last; of the queries, keys and values of attention, `[features, heads, size]`, the first. For
+  other layouts (kernels stacked by `nn.scan`, `[layers, ...]`, or PyTorch's order) write a function like this one.
+
+  >>> import numpy as np
+  >>> input_axes("attention/query/kernel", np.ones((512, 8, 64))), input_axes("Conv_0/kernel", np.ones((3, 3, 8, 16)))
+  ((0,), (0, 1, 2))
+
+  Args:
+    path: names from the root of the parameters, separated by `/`.
+    leaf: the kernel.
+
+  Returns:
+    Axes.
+
+  Reference: none.
+  """
+  layer = path.split("/")[-2:-1]
+  projection = np.ndim(leaf) == 3 and layer in (["query"], ["key"], ["value"])
+  return (0,) if projection else tuple(range(np.ndim(leaf) - 1))

@@ -18,6 +18,7 @@ from jaxreg.layers.weight_compander import (
   is_kernel,
   parameter_name,
 )
+from jaxreg.metrics.weights import input_axes
 
 __all__ = ["CompandWeightsState", "compand_weights"]
 
@@ -47,6 +48,7 @@ def compand_weights(
   deviations: float | jax.Array = 1.5,
   slope: float | jax.Array = 1.0,
   select: Callable[[str, jax.Array], bool] = is_kernel,
+  in_axes: Callable[[str, jax.Array], tuple[int, ...]] = input_axes,
   curve: Curve = ARCTAN,
 ) -> optax.GradientTransformationExtraArgs:
   """Lets an optimizer step on `v` where weights are `w = a arctan(v / b)`; the model and its gradients stay plain.
@@ -72,6 +74,7 @@ def compand_weights(
     deviations: positive amplitude in He standard deviations; may be traced.
     slope: positive slope a / b at zero; may be traced.
     select: static; `(path, leaf) -> bool`, the parameters to compand.
+    in_axes: static; as in `compander_init`.
     curve: static; the function.
 
   Returns:
@@ -93,7 +96,8 @@ def compand_weights(
     widened = jax.tree_util.tree_map_with_path(
       lambda path, x: _wide(x) if select(parameter_name(path), x) else x, params
     )
-    companded = compander_init(widened, deviations=deviations, slope=slope, select=select, curve=curve)
+    options = dict(deviations=deviations, slope=slope, select=select, in_axes=in_axes, curve=curve)
+    companded = compander_init(widened, **options)
     scales = (companded.log_amplitude, companded.log_width)
     raw = {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(companded.raw)}
     raw = {name: raw[name] for name in companded.log_amplitude}

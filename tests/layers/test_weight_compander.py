@@ -181,6 +181,18 @@ def test_training_keeps_the_bound_and_learns_the_scales_when_asked(companded):
   assert all(learned.log_width[name] != companded.log_width[name] for name in learned.log_width)
 
 
+def test_attention_is_clipped_at_the_scale_of_its_inputs():
+  """No weight of a fresh attention layer, a truncated normal, lies beyond the bound of its fan-in's scale."""
+  attention = nn.MultiHeadDotProductAttention(8, kernel_init=nn.initializers.lecun_normal())
+  params = attention.init(jax.random.key(0), jnp.ones((1, 2, 512)))["params"]
+  folded = weight_compander.fold_params(weight_compander.compander_init(params))
+  for before, after in zip(jax.tree.leaves(params), jax.tree.leaves(folded)):
+    np.testing.assert_allclose(after, before, atol=1e-6)
+  layer = weight_compander.Companded(nn.MultiHeadDotProductAttention(8), learned=True)
+  learned = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((1, 2, 64)))["params"]
+  assert "query_kernel_log_amplitude" in learned and not any("/" in name for name in learned)
+
+
 def test_selection_leaves_the_rest_alone(companded):
   select = lambda path, leaf: weight_compander.is_kernel(path, leaf) and not path.startswith("Dense_2")
   some = jax.jit(functools.partial(weight_compander.compander_init, select=select))(PARAMS)
@@ -226,11 +238,11 @@ def test_companded_layers_agree_with_companded_params(learned):
     np.testing.assert_allclose(gradient[name]["kernel"], reference.raw[name]["kernel"], rtol=1e-4, atol=1e-6)
   if learned:
     scales = {name: params[name] for name in params if name.startswith("Companded")}
-    assert [sorted(scale) for scale in scales.values()] == [["kernel/log_amplitude", "kernel/log_width"]] * 2
+    assert [sorted(scale) for scale in scales.values()] == [["kernel_log_amplitude", "kernel_log_width"]] * 2
     for index, name in enumerate(("first", "second")):
       own, other = gradient[f"Companded_{index}"], f"{name}/kernel"
-      np.testing.assert_allclose(own["kernel/log_amplitude"], reference.log_amplitude[other], rtol=1e-3, atol=1e-5)
-      np.testing.assert_allclose(own["kernel/log_width"], reference.log_width[other], rtol=1e-3, atol=1e-5)
+      np.testing.assert_allclose(own["kernel_log_amplitude"], reference.log_amplitude[other], rtol=1e-3, atol=1e-5)
+      np.testing.assert_allclose(own["kernel_log_width"], reference.log_width[other], rtol=1e-3, atol=1e-5)
   else:
     assert set(params) == {"first", "second"}
 

@@ -1,5 +1,6 @@
 """Moments and extremes of weights."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,24 @@ def test_bad_input():
     weight_stats({"kernel": jnp.ones((2, 2))}, threshold=-1.0)
 
 
+def test_fan_in_of_attention_and_of_stacked_kernels():
+  """The queries' scale is that of their 512 inputs, and stacks of kernels are those of one kernel."""
+  attention = nn.MultiHeadDotProductAttention(8, qkv_features=512)
+  shapes = jax.eval_shape(attention.init, jax.random.key(0), jnp.ones((1, 2, 512)))["params"]
+  for name in ("query", "key", "value", "out"):
+    shape = shapes[name]["kernel"].shape
+    assert (
+      weights.he_deviation(shape, in_axes=weights.input_axes(f"attention/{name}/kernel", np.empty(shape))) == 1 / 16
+    )
+  kernel = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+  alone = weights.weight_stats({"kernel": kernel})
+  stacked = weights.weight_stats({"kernel": np.stack([kernel, kernel])}, in_axes=lambda path, leaf: (1,))
+  np.testing.assert_allclose(stacked[:2], alone[:2], rtol=1e-6)
+  for axes in ((0, 0), (0, -2), (2,)):
+    with pytest.raises(ValueError, match="in_axes must be different axes"):
+      weights.he_deviation((6, 4), in_axes=axes)
+
+
 ROWS = [
   row(
     weights.weight_moments,
@@ -88,4 +107,5 @@ EXEMPT = {
   "WeightMoments": "result of weight_moments",
   "WeightStats": "result of weight_stats",
   "he_deviation": "of Python integers",
+  "input_axes": "of a name and a shape",
 }

@@ -1,5 +1,10 @@
 """Quantized residual networks."""
 
+import pytest
+
+from experiments.papers import quantized_resnet
+from experiments.problems import quantized_networks
+from jaxreg.data import MissingDataError
 from tests.experiments import recipe_checks
 
 
@@ -17,3 +22,20 @@ def test_paper_step():
 
 def test_paper_ten_steps(tmp_path):
   recipe_checks.check_paper_ten_steps("quantized_resnet", tmp_path)
+
+
+def test_missing_fashion_mnist_is_an_error(monkeypatch):
+  """Another data set never stands in for it; MNIST is a preset of its own."""
+
+  def missing():
+    raise MissingDataError("Fashion-MNIST is not here.")
+
+  monkeypatch.setattr(quantized_networks, "fashion_mnist", missing)
+  quantized_networks._splits.cache_clear()
+  with pytest.raises(MissingDataError, match="Fashion-MNIST"):
+    quantized_resnet.cells(quantized_resnet.PRESETS["cpu"], [0])
+  config = quantized_resnet.PRESETS["mnist"]
+  train, test = quantized_networks._splits(config.resnet)
+  assert (len(train["y"]), len(test["y"])) == (config.resnet.train, config.resnet.test)
+  assert any("MNIST" in claim.measured for claim in quantized_resnet.claims(config))
+  assert not any("Fashion" in claim.measured for claim in quantized_resnet.claims(config))
