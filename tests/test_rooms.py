@@ -1,6 +1,7 @@
 """The rooms have an order: whatever a room imports of jaxreg is in it, beside it or below it, and never above."""
 
 import ast
+import importlib
 import pathlib
 
 import pytest
@@ -71,3 +72,11 @@ def test_tests_mirror_the_room(room):
   tested = {path.stem.removeprefix("test_") for path in (TESTS / room).glob("test_*.py")}
   modules = {path.stem for path in (PACKAGE / room).glob("*.py")}
   assert room == "training" or tested <= modules, "move or rename the tests of a module with it"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_function_hides_a_module(room):
+  """`import jaxreg.losses.stablemax as module` gives the module."""
+  package = importlib.import_module(f"jaxreg.{room}")
+  for path in sorted((PACKAGE / room).glob("[a-z]*.py")):
+    assert getattr(package, path.stem, None) in (None, importlib.import_module(f"jaxreg.{room}.{path.stem}"))

@@ -16,7 +16,7 @@ from experiments.harness import plots
 from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell
 from jaxreg.data import bundled, tfds_stream
-from jaxreg.data.gaussian_mixture import (
+from jaxreg.data.gaussian_mixtures import (
   easy_covariance,
   gaussian_mixture,
   gaussian_mixture_bayes_error,

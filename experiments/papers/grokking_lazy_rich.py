@@ -15,7 +15,7 @@ import optax
 from experiments.harness import plots
 from experiments.harness.claims import Claim
 from experiments.harness.trials import Cell
-from jaxreg.kernels.committee import (
+from jaxreg.kernels.committee_machine import (
   CommitteeStatistics,
   committee,
   committee_initial_ntk,

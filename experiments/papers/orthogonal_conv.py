@@ -16,7 +16,7 @@ from experiments.harness.trials import Cell, Trials
 from jaxreg.adversarial.attacks import pgd
 from jaxreg.data import bundled
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
-from jaxreg.layers.max_min import max_min
+from jaxreg.layers.max_min_activation import max_min
 from jaxreg.metrics.conv_spectrum import (
   certified_radius,
   conv_singular_values,

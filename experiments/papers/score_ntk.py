@@ -19,7 +19,7 @@ from experiments.harness.trials import Cell
 from jaxreg.denoising import posterior_mean as closed
 from jaxreg.kernels.gradient_flow import gradient_descent_coefficients, kernel_eigensystem
 from jaxreg.kernels.rbf import rbf_kernel, squared_distances
-from jaxreg.kernels.score_ntk import early_stopping_step, score_ntk
+from jaxreg.kernels.score_kernels import early_stopping_step, score_ntk
 from jaxreg.losses.score_matching import posterior_mean_squared_loss
 from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
 from jaxreg.training import Task, gradient_task

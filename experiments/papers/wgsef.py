@@ -15,7 +15,7 @@ from jaxreg.data import bundled
 from jaxreg.models import MLP
 from jaxreg.regularizers import group_sparsity, groups
 from jaxreg.training import Task, gradient_task, grid
-from jaxreg.transforms.proximal import proximal
+from jaxreg.transforms.proximal_steps import proximal
 
 CARD = "49-wgsef"
 PENALTIES = ("none", "wgsef", "group_lasso")

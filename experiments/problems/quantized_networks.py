@@ -14,7 +14,7 @@ import optax
 from experiments.problems.held_out import ONCE, mean_over
 from jaxreg.data import bundled, fashion_mnist, tfds_stream
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
-from jaxreg.models.quant_resnet import quant_resnet
+from jaxreg.models.quantized_resnet import quant_resnet
 from jaxreg.quantization.bounds import freeze_bounds
 from jaxreg.quantization.integer import IntegerConv, IntegerDense
 from jaxreg.quantization.layers import Precision, QConv, QDense

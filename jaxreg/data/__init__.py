@@ -4,7 +4,7 @@ from jaxreg.data.aggregation import aggregate, gaussian_private_bag_means, lapla
 from jaxreg.data.algorithmic import modular_arithmetic, sparse_parity
 from jaxreg.data.bundled import digits, mnist_subset, photographs, split, standardize, tabular
 from jaxreg.data.errors import MissingDataError
-from jaxreg.data.gaussian_mixture import (
+from jaxreg.data.gaussian_mixtures import (
   easy_covariance,
   gaussian_mixture,
   gaussian_mixture_bayes_error,

@@ -9,7 +9,7 @@ from jaxreg.kernels.bagged_regression import (
   optimal_instance_bag_size,
   optimal_rho,
 )
-from jaxreg.kernels.committee import (
+from jaxreg.kernels.committee_machine import (
   CommitteeRisk,
   CommitteeSpectrum,
   CommitteeStatistics,
@@ -100,7 +100,7 @@ from jaxreg.kernels.infinite_width import (
 from jaxreg.kernels.lazy_rich_dmft import CommitteeDMFT, committee_dmft
 from jaxreg.kernels.lazy_training import eigenvector_labels, lazy_learning_rate, lazy_output
 from jaxreg.kernels.rbf import rbf_kernel, squared_distances
-from jaxreg.kernels.score_ntk import (
+from jaxreg.kernels.score_kernels import (
   DescentPath,
   early_stopping_step,
   finite_score_ntk,

@@ -10,7 +10,7 @@ from jaxreg.layers.best_response import (
 from jaxreg.layers.expert_router import ExpertAssignment, SparseTransportRouter, assign_tokens, expert_capacity
 from jaxreg.layers.factored_output import FactoredOutput
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
-from jaxreg.layers.max_min import max_min
+from jaxreg.layers.max_min_activation import max_min
 from jaxreg.layers.naive_bayes_head import NaiveBayesHead
 from jaxreg.layers.per_example_noise import (
   per_example_color_jitter,
@@ -28,7 +28,6 @@ from jaxreg.layers.weight_compander import (
   compand,
   compander_init,
   fold_params,
-  is_kernel,
   uncompand,
 )
 
@@ -52,7 +51,6 @@ __all__ = [
   "compander_init",
   "expert_capacity",
   "fold_params",
-  "is_kernel",
   "loop_conv_general_dilated",
   "materialize_best_response",
   "max_min",

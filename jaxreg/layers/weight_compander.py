@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.metrics.weights import he_deviation, input_axes
+from jaxreg.metrics.weights import he_deviation, input_axes, is_kernel, parameter_name
 
 __all__ = [
   "ARCTAN",
@@ -31,7 +31,6 @@ __all__ = [
   "compand",
   "compander_init",
   "fold_params",
-  "is_kernel",
   "uncompand",
 ]
 
@@ -152,25 +151,6 @@ class CompandedParams(NamedTuple):
   log_width: dict[str, jax.Array]
 
 
-def is_kernel(path: str, leaf: jax.Array) -> bool:
-  """Whether a parameter is the kernel of a dense or convolutional layer, by Flax's name for it.
-
-  >>> is_kernel("Dense_0/kernel", None), is_kernel("Dense_0/bias", None)
-  (True, False)
-
-  Args:
-    path: names from the root of the parameters, separated by `/`.
-    leaf: the parameter, which does not matter here.
-
-  Returns:
-    True or False.
-
-  Reference: none.
-  """
-  del leaf
-  return path.rsplit("/", 1)[-1] == "kernel"
-
-
 def compander_init(
   params,
   *,
@@ -191,7 +171,8 @@ def compander_init(
   (['Dense_0/kernel'], [0.5, -2.238])
 
   Args:
-    params: pytree of floating arrays.
+    params: pytree of floating arrays: Linen's, an `nnx.State`, or the arrays of an Equinox module
+      (`eqx.filter(model, eqx.is_array)`).
     deviations: positive amplitude in He standard deviations, 1.5 to 3; may be traced.
     slope: positive slope a / b at zero, by which the rate of small weights grows squared; may be traced.
     select: static; `(path, leaf) -> bool`, the parameters to compand.
@@ -202,7 +183,8 @@ def compander_init(
     The companded parameters; `raw` has the dtypes of `params`, the scales are float32 at least.
 
   Raises:
-    ValueError: when a selected parameter is not floating point, or `deviations` or `slope` is not positive.
+    ValueError: when a selected parameter is not floating point, nothing is selected, or `deviations` or `slope` is not
+      positive.
 
   Reference: Cakaj, Mehnert, Yang, "Weight Compander: A Simple Weight Reparameterization for Regularization",
     IJCNN 2023; tying the scales to He's deviation is ours.
@@ -223,6 +205,9 @@ def compander_init(
     return _invert(leaf, jnp.exp(log_amplitude[name]), jnp.exp(log_width[name]), curve)
 
   raw = jax.tree_util.tree_map_with_path(reparameterize, params)
+  if jax.tree.leaves(params) and not log_amplitude:
+    names = ", ".join(parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    raise ValueError(f"select must choose parameters to compand, got none of {names}.")
   return CompandedParams(raw, log_amplitude, log_width)
 
 
@@ -321,11 +306,6 @@ class Companded(nn.Module):
   def _scales(self, name, leaf):
     amplitude = self.deviations * he_deviation(leaf.shape, in_axes=self.in_axes(name, leaf))
     return amplitude, amplitude / self.slope
-
-
-def parameter_name(path) -> str:
-  """Names from the root of a pytree, separated by `/`."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _invert(weights, amplitude, width, curve):

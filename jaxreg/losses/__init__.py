@@ -112,7 +112,6 @@ from jaxreg.losses.spherical import (
 )
 from jaxreg.losses.stablemax import (
   log_stablemax,
-  stablemax,
   stablemax_cross_entropy,
   stablemax_cross_entropy_with_soft_labels,
 )
@@ -210,7 +209,6 @@ __all__ = [
   "spherical_softmax_from_statistics",
   "spherical_softmax_loss",
   "spherical_statistics",
-  "stablemax",
   "stablemax_cross_entropy",
   "stablemax_cross_entropy_with_soft_labels",
   "symmetric_cross_entropy_loss",

@@ -53,7 +53,17 @@ from jaxreg.metrics.network_cost import LayerCost, NetworkCost, assign_bits, lay
 from jaxreg.metrics.noncentral_chi2 import log_gammainc, noncentral_chi2_logcdf, noncentral_chi2_logpdf
 from jaxreg.metrics.pareto import best_within_cost, pareto_front
 from jaxreg.metrics.sample_complexity import min_samples_to, probe_sample_curve
-from jaxreg.metrics.weights import WeightMoments, WeightStats, he_deviation, input_axes, weight_moments, weight_stats
+from jaxreg.metrics.weights import (
+  WeightMoments,
+  WeightStats,
+  flax_kernel,
+  he_deviation,
+  input_axes,
+  is_kernel,
+  parameter_name,
+  weight_moments,
+  weight_stats,
+)
 
 __all__ = [
   "GaussianStats",
@@ -82,6 +92,9 @@ __all__ = [
   "grokking_gap",
   "he_deviation",
   "input_axes",
+  "flax_kernel",
+  "is_kernel",
+  "parameter_name",
   "isometry_bounds",
   "kernel_alignment",
   "kernel_difficulty",

@@ -12,7 +12,17 @@ import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
 
-__all__ = ["WeightMoments", "WeightStats", "he_deviation", "input_axes", "weight_moments", "weight_stats"]
+__all__ = [
+  "WeightMoments",
+  "WeightStats",
+  "flax_kernel",
+  "he_deviation",
+  "input_axes",
+  "is_kernel",
+  "parameter_name",
+  "weight_moments",
+  "weight_stats",
+]
 
 
 class WeightMoments(NamedTuple):
@@ -100,10 +110,7 @@ def weight_stats(
     IJCNN 2023; the measures are ours.
   """
   check_hyperparameter("threshold", threshold, low=0)
-  named = [
-    (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  ]
+  named = [(parameter_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
   kernels = [leaf for _, leaf in named if jnp.ndim(leaf) > 1]
   fans = [(in_axes or input_axes)(path, leaf) for path, leaf in named if jnp.ndim(leaf) > 1]
   if not kernels:
@@ -152,12 +159,15 @@ def he_deviation(shape: tuple[int, ...], *, in_axes: tuple[int, ...] | None = No
 def input_axes(path: str, leaf) -> tuple[int, ...]:
   """The axes that a layer of Flax sums over, by the name and the shape of its kernel.
 
-  They are all but the last; of the queries, keys and values of attention, `[features, heads, size]`, the first. For
-  other layouts (kernels stacked by `nn.scan`, `[layers, ...]`, or PyTorch's order) write a function like this one.
+  They are all but the last; of the queries, keys and values of attention, `[features, heads, size]`, the first; of
+  arrays named `weight`, which Equinox and PyTorch keep as `[outputs, inputs, ...]`, all but the first. For other
+  layouts (kernels stacked by `nn.scan`, `[layers, ...]`) write a function like this one.
 
   >>> import numpy as np
   >>> input_axes("attention/query/kernel", np.ones((512, 8, 64))), input_axes("Conv_0/kernel", np.ones((3, 3, 8, 16)))
   ((0,), (0, 1, 2))
+  >>> input_axes("layers/0/weight", np.ones((16, 8, 3, 3)))
+  (1, 2, 3)
 
   Args:
     path: names from the root of the parameters, separated by `/`.
@@ -168,6 +178,69 @@ def input_axes(path: str, leaf) -> tuple[int, ...]:
 
   Reference: none.
   """
-  layer = path.split("/")[-2:-1]
-  projection = np.ndim(leaf) == 3 and layer in (["query"], ["key"], ["value"])
+  *_, layer, name = ("", *path.split("/"))
+  if name == "weight":
+    return tuple(range(1, np.ndim(leaf)))
+  projection = np.ndim(leaf) == 3 and layer in ("query", "key", "value")
   return (0,) if projection else tuple(range(np.ndim(leaf) - 1))
+
+
+def flax_kernel(path: str, leaf) -> jax.Array:
+  """A kernel in Flax's layout, `[..., inputs, outputs]`; arrays named `weight` are taken for `[outputs, inputs, ...]`.
+
+  >>> import numpy as np
+  >>> flax_kernel("layers/0/weight", np.ones((16, 8, 3, 3))).shape
+  (3, 3, 8, 16)
+
+  Args:
+    path: names from the root of the parameters, separated by `/`.
+    leaf: the kernel, with at least two axes.
+
+  Returns:
+    The kernel, transposed where needed.
+
+  Reference: none.
+  """
+  return jnp.moveaxis(leaf, (1, 0), (-2, -1)) if path.rsplit("/", 1)[-1] == "weight" else jnp.asarray(leaf)
+
+
+def is_kernel(path: str, leaf) -> bool:
+  """Whether a parameter is the kernel of a dense or convolutional layer, by its name in Flax, Equinox or PyTorch.
+
+  Kernels are called `kernel`, or `weight` with at least two axes (normalization layers have a `weight` with one).
+
+  >>> import numpy as np
+  >>> is_kernel("Dense_0/kernel", None), is_kernel("Dense_0/bias", None), is_kernel("norm/weight", np.ones(3))
+  (True, False, False)
+
+  Args:
+    path: names from the root of the parameters, separated by `/`.
+    leaf: the parameter, or None where only names are known.
+
+  Returns:
+    True or False.
+
+  Reference: none.
+  """
+  name = path.rsplit("/", 1)[-1]
+  return name == "kernel" or (name == "weight" and (leaf is None or np.ndim(leaf) > 1))
+
+
+def parameter_name(path) -> str:
+  """Names from the root of a pytree, separated by `/`; an NNX variable's own `value` is left out.
+
+  >>> import jax
+  >>> [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"Dense_0": {"kernel": 1.0}})]
+  ['Dense_0/kernel']
+
+  Args:
+    path: the keys that `jax.tree_util` gives with a leaf.
+
+  Returns:
+    The name.
+
+  Reference: none.
+  """
+  if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+    path = path[:-1]
+  return jax.tree_util.keystr(path, simple=True, separator="/")

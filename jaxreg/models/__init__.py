@@ -4,7 +4,7 @@ from jaxreg.models.direction_unet import DirectionUNet
 from jaxreg.models.krnet import ActNorm, AffineCoupling, BoundedSupport, KRnet, PiecewiseQuadraticCDF
 from jaxreg.models.mlp import MLP
 from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
-from jaxreg.models.quant_resnet import quant_resnet
+from jaxreg.models.quantized_resnet import quant_resnet
 from jaxreg.models.resnet import DEPTHS, ResNet, WideResNet
 
 __all__ = [

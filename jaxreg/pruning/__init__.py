@@ -1,6 +1,6 @@
 """What to leave out: filters switched per image, convolutions without them, their cost, and smaller networks."""
 
-from jaxreg.pruning.compaction import compact, compact_pair
+from jaxreg.pruning.compaction import compact, compact_pair, compact_variables
 from jaxreg.pruning.dynamic_pruning import (
   MaskedConv,
   MaskHead,
@@ -26,6 +26,7 @@ __all__ = [
   "MaskedConv",
   "compact",
   "compact_pair",
+  "compact_variables",
   "dense_flops",
   "dynamic_flops",
   "gathered_conv",

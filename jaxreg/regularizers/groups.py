@@ -12,19 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_float
+from jaxreg.metrics.weights import is_kernel, parameter_name
 
 __all__ = ["freeze_support", "group_ids", "group_norms", "resolve_groups", "scale_groups", "sum_groups"]
 
 
-def group_ids(values, *, kind: str):
+def group_ids(values, *, kind: str, output_axis: int | None = None, input_axis: int | None = None):
   """Group ids of a tensor, or of several tensors grouped jointly, by kind.
 
   | kind | a group is | ids follow |
   | --- | --- | --- |
-  | "filter", "neuron" | what feeds one output: a filter (HWIO), a dense column, its bias | the last axis |
-  | "channel" | what one input channel or unit feeds | the last axis but one |
-  | "shape" | one position of the filters, across all filters | all axes but the last |
+  | "filter", "neuron" | what feeds one output: a filter, a dense unit's weights, its bias | the output axis |
+  | "channel" | what one input channel or unit feeds | the input axis |
+  | "shape" | one position of the filters, across all filters | all axes but the output axis |
   | "element" | one entry | all axes |
+
+  Outputs are on the last axis and inputs on the one before, as Flax has them, or, in a layer with an array named
+  `weight` (Equinox, PyTorch), on the first axis and the second.
 
   >>> import jax.numpy as jnp
   >>> group_ids(jnp.zeros((3, 3, 8, 16)), kind="channel").shape
@@ -36,6 +40,8 @@ def group_ids(values, *, kind: str):
   Args:
     values: array, or pytree of arrays that share their groups; only shapes are read.
     kind: static; one of the table.
+    output_axis: static; the axis of the outputs in every tensor of `values`, where the names do not tell.
+    input_axis: static; that of the inputs.
 
   Returns:
     NumPy int32 ids in the structure of `values`, ready for every function of this module.
@@ -47,7 +53,11 @@ def group_ids(values, *, kind: str):
   Reference: Wen, Wu, Wang, Chen, Li, "Learning Structured Sparsity in Deep Neural Networks", NeurIPS 2016, Section
     3.2.
   """
-  ids = jax.tree.map(lambda tensor: _tensor_ids(jnp.shape(tensor), kind), values)
+  named = [(parameter_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(values)]
+  output_first = any(name.endswith("weight") and is_kernel(name, leaf) for name, leaf in named)
+  first, second = (0, 1) if output_first else (-1, -2)
+  axes = (first if output_axis is None else output_axis, second if input_axis is None else input_axis)
+  ids = jax.tree.map(lambda tensor: _tensor_ids(jnp.shape(tensor), kind, *axes), values)
   counts = {leaf.size for leaf in jax.tree.leaves(ids)}
   if len(counts) > 1:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(values)]
@@ -55,7 +65,7 @@ def group_ids(values, *, kind: str):
   return ids
 
 
-def group_norms(values, *, kind: str) -> jax.Array:
+def group_norms(values, *, kind: str, output_axis: int | None = None, input_axis: int | None = None) -> jax.Array:
   """Euclidean norm of every group of a tensor, or of several tensors grouped jointly.
 
   >>> import jax.numpy as jnp
@@ -65,6 +75,8 @@ def group_norms(values, *, kind: str) -> jax.Array:
   Args:
     values: floating array, or pytree of arrays that share their groups.
     kind: static; as in `group_ids`.
+    output_axis: static; as in `group_ids`.
+    input_axis: static; as in `group_ids`.
 
   Returns:
     `[num_groups]` float32 (float64 for float64 values).
@@ -74,7 +86,8 @@ def group_norms(values, *, kind: str) -> jax.Array:
 
   Reference: Refael, Arbel, Huleihel, arXiv 2212.12921, the groups of their experiments.
   """
-  groups, num_groups = resolve_groups(kind, values)
+  ids = group_ids(values, kind=kind, output_axis=output_axis, input_axis=input_axis)
+  groups, num_groups = ids, number_of_groups(ids, None, None)
   return safe_sqrt(squared_norms(values, groups, num_groups))
 
 
@@ -175,8 +188,9 @@ def freeze_support(params, kinds):
 
   Args:
     params: pytree of arrays.
-    kinds: prefix of `params` whose leaves are a kind of `group_ids`, a function from the subtree below to ids, or None
-      (everything may move). A subtree of several tensors is grouped jointly.
+    kinds: prefix of `params` whose leaves are a kind of `group_ids`, a function from the subtree below to ids
+      (`functools.partial(group_ids, kind="neuron", output_axis=0)`), or None (everything may move). A subtree of
+      several tensors is grouped jointly.
 
   Returns:
     Booleans in the structure and shapes of `params`, True where the entry may move.
@@ -255,18 +269,22 @@ def _in_order(ids, num_groups):
   return isinstance(ids, np.ndarray) and ids.size == num_groups and np.array_equal(ids.ravel(), np.arange(num_groups))
 
 
-def _tensor_ids(shape, kind):
+def _tensor_ids(shape, kind, output_axis, input_axis):
+  outputs, inputs = (axis % max(1, len(shape)) for axis in (output_axis, input_axis))
   free = {
-    "filter": range(len(shape) - 1, len(shape)),
-    "neuron": range(len(shape) - 1, len(shape)),
-    "channel": range(len(shape) - 2, len(shape) - 1),
-    "shape": range(len(shape) - 1),
-    "element": range(len(shape)),
+    "filter": {outputs},
+    "neuron": {outputs},
+    "channel": {inputs},
+    "shape": set(range(len(shape))) - {outputs},
+    "element": set(range(len(shape))),
   }
   if kind not in free:
     raise ValueError(f"kind must be one of {sorted(free)}, got {kind!r}.")
   least = {"channel": 2, "shape": 2, "element": 0}.get(kind, 1)
   if len(shape) < least:
     raise ValueError(f"values must have at least {least} axes for groups of kind {kind!r}, got shape {shape}.")
+  for name, axis in (("output_axis", output_axis), ("input_axis", input_axis)):
+    if len(shape) >= 2 and not -len(shape) <= axis < len(shape):
+      raise ValueError(f"{name} must be an axis of every tensor, got {axis} for shape {shape}.")
   id_shape = tuple(size if axis in free[kind] else 1 for axis, size in enumerate(shape))
   return np.arange(int(np.prod(id_shape, dtype=int)), dtype=np.int32).reshape(id_shape)

@@ -7,13 +7,14 @@ columns per output pixel in `d` dimensions. It is orthogonal when `A A^T = I` (n
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.conv_spectrum import ConvSizes, check_sizes, conv_sizes
+from jaxreg.metrics.weights import flax_kernel, parameter_name
 
 __all__ = [
   "orthogonal_conv_defect_norm",
@@ -122,7 +123,13 @@ def orthogonal_dense_penalty(weights: jax.Array) -> jax.Array:
   return jnp.sum(jnp.square(gram - jnp.eye(len(gram), dtype=gram.dtype))).astype(weights.dtype)
 
 
-def orthogonal_penalty(params, strides: Mapping[str, int | None], *, layer_weights: Mapping | None = None) -> jax.Array:
+def orthogonal_penalty(
+  params,
+  strides: Mapping[str, int | None],
+  *,
+  layer_weights: Mapping | None = None,
+  layout: Callable[[str, jax.Array], jax.Array] = flax_kernel,
+) -> jax.Array:
   """The weighted sum of the orthogonality penalties of chosen layers, `sum_l w_l L_orth(K_l)`.
 
   With `jaxreg.transforms.penalize` it becomes an optax transformation. Wang et al. leave out the first convolution and
@@ -134,18 +141,20 @@ def orthogonal_penalty(params, strides: Mapping[str, int | None], *, layer_weigh
   1.0
 
   Args:
-    params: pytree of arrays, as flax's.
+    params: pytree of arrays: Linen's, an `nnx.State`, or the arrays of an Equinox module.
     strides: path of a kernel, joined by `/` -> its stride, for `orthogonal_conv_penalty`, or None, for
       `orthogonal_dense_penalty`: dense layers and convolutions in the flattened form. Static.
     layer_weights: path -> factor, which may be traced; 1 for those not in it, or all when None. To share one weight
       over layers of different widths, take `1 / outputs`.
+    layout: static; `(path, kernel) -> kernel [..., inputs, outputs]`; by default arrays named `weight` are taken for
+      `[outputs, inputs, ...]`, as Equinox and PyTorch keep them.
 
   Returns:
     Scalar, float32 at least.
 
   Raises:
-    ValueError: when a path does not exist, a kernel is no kernel of its kind, or no orthogonal convolution of its
-      shape exists.
+    ValueError: when a path does not exist, none is given, a kernel is no kernel of its kind, or no orthogonal
+      convolution of its shape exists.
 
   Warns:
     UserWarning: when a convolution has as many rows as columns (`M = C S^d`).
@@ -153,16 +162,18 @@ def orthogonal_penalty(params, strides: Mapping[str, int | None], *, layer_weigh
   Reference: Achour, Malgouyres, Mamalet, "Existence, Stability and Scalability of Orthogonal Convolutional Neural
     Networks", JMLR 2022, the regularized loss.
   """
-  leaves = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+  leaves = {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
   factors = {} if layer_weights is None else layer_weights
   for argument, paths in (("strides", strides), ("layer_weights", factors)):
     known = leaves if argument == "strides" else strides
     if unknown := [path for path in paths if path not in known]:
       raise ValueError(f"{argument} must name kernels among {', '.join(known)}, got {', '.join(unknown)}.")
+  if not strides:
+    raise ValueError(f"strides must name kernels among {', '.join(leaves)}, got none.")
   total = jnp.zeros(())
   for path, stride in strides.items():
     check_hyperparameter(f"layer_weights[{path!r}]", factors.get(path, 1.0))
-    total = total + factors.get(path, 1.0) * _layer_penalty(path, _wide(leaves[path]), stride)
+    total = total + factors.get(path, 1.0) * _layer_penalty(path, _wide(layout(path, leaves[path])), stride)
   return total
 
 
@@ -313,10 +324,6 @@ def _displaced(windows, axis: int, sizes: ConvSizes, *, both_sides: bool):
   starts = range(0, low + reach + 1, sizes.stride)
   slices = [jax.lax.slice_in_dim(padded, at, at + sizes.kernel_size, axis=place) for at in starts]
   return jnp.stack(slices, axis=axis)
-
-
-def _joined(path) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _layer_penalty(path: str, kernel, stride: int | None):

@@ -2,12 +2,12 @@
 
 from jaxreg.training.checkpoint import CheckpointError, load_params, predict
 from jaxreg.training.files import FolderError
-from jaxreg.training.fit import FitResult, NonFiniteError, fit
+from jaxreg.training.fitting import FitResult, NonFiniteError, fit
 from jaxreg.training.gradient import gradient_task
 from jaxreg.training.hparams import grid
 from jaxreg.training.log import DamagedLogError, read_metrics
 from jaxreg.training.mesh import data_mesh, trial_mesh
-from jaxreg.training.sweep import SweepResult, sweep, sweep_settings
+from jaxreg.training.sweeping import SweepResult, sweep, sweep_settings
 from jaxreg.training.task import Computation, Context, HeldOut, Mean, Task, TrainState
 
 __all__ = [

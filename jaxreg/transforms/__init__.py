@@ -1,8 +1,8 @@
 """How to step: optax gradient transformations."""
 
 from jaxreg.transforms.orthogonal_gradient import orthogonal, orthogonalize_gradients
-from jaxreg.transforms.penalize import PenalizeState, penalize
-from jaxreg.transforms.proximal import ProximalState, half_space_projection, proximal
+from jaxreg.transforms.penalties import PenalizeState, penalize
+from jaxreg.transforms.proximal_steps import ProximalState, half_space_projection, proximal
 from jaxreg.transforms.weight_compander import CompandWeightsState, compand_weights
 
 __all__ = [

@@ -15,10 +15,8 @@ from jaxreg.layers.weight_compander import (
   Curve,
   compander_init,
   fold_params,
-  is_kernel,
-  parameter_name,
 )
-from jaxreg.metrics.weights import input_axes
+from jaxreg.metrics.weights import input_axes, is_kernel, parameter_name
 
 __all__ = ["CompandWeightsState", "compand_weights"]
 
@@ -74,15 +72,16 @@ def compand_weights(
     deviations: positive amplitude in He standard deviations; may be traced.
     slope: positive slope a / b at zero; may be traced.
     select: static; `(path, leaf) -> bool`, the parameters to compand.
-    in_axes: static; as in `compander_init`.
+    in_axes: static; as in `compander_init`. The fan-in is read from shapes: call `init` outside of `shard_map`, where
+      kernels are whole; the update is entry by entry but for the gradient of the scales.
     curve: static; the function.
 
   Returns:
     A transformation whose `update` needs `params` and passes further arguments on to `optimizer`.
 
   Raises:
-    ValueError: when `deviations` or `slope` is not positive, `params` is missing, or an update's shape is not its
-      parameter's.
+    ValueError: when `deviations` or `slope` is not positive, nothing is selected, `params` is missing, or an update's
+      shape is not its parameter's.
 
   Reference: Cakaj, Mehnert, Yang, "Weight Compander: A Simple Weight Reparameterization for Regularization",
     IJCNN 2023; the function is unverified.

@@ -163,7 +163,7 @@ def test_the_hash_of_the_code_is_that_of_what_trains(tmp_path):
   assert code("plots.bars", "plots.curves") == same
   assert code("steps // 2", "steps // 4") != same
   assert code("np.linalg.norm(weights, axis=-1)", "np.abs(weights).sum(-1)") != same
-  assert code("from jaxreg.training import grid", "from jaxreg.training.sweep import grid") != same
+  assert code("from jaxreg.training import grid", "from jaxreg.training.sweeping import grid") != same
 
 
 def write_recipe(folder, name, body=""):

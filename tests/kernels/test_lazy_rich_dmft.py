@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.kernels.committee import committee, committee_risk, committee_statistics
+from jaxreg.kernels.committee_machine import committee, committee_risk, committee_statistics
 from jaxreg.kernels.lazy_rich_dmft import committee_dmft
 
 # One compiled program for all tests.

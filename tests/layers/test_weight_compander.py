@@ -301,5 +301,4 @@ EXEMPT = {
   "Curve": "functions by name",
   "SOFTSIGN": "a curve, compared with ARCTAN in its own test",
   "TANH": "a curve, compared with ARCTAN in its own test",
-  "is_kernel": "reads a name",
 }

@@ -8,7 +8,7 @@ import pytest
 
 from jaxreg.metrics import network_cost as cost
 from jaxreg.models import ResNet
-from jaxreg.models.quant_resnet import quant_resnet
+from jaxreg.models.quantized_resnet import quant_resnet
 from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense
 
 UNIFORM = {bits: Precision(*bits, *bits) for bits in ((8, 8), (4, 4), (2, 4), (8, 16), (4, 8), (4, 2))}

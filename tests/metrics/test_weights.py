@@ -106,6 +106,9 @@ ROWS = [
 EXEMPT = {
   "WeightMoments": "result of weight_moments",
   "WeightStats": "result of weight_stats",
+  "flax_kernel": "transposes, or not, by a name",
   "he_deviation": "of Python integers",
   "input_axes": "of a name and a shape",
+  "is_kernel": "reads a name",
+  "parameter_name": "of the keys of a pytree",
 }

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxreg.models import ResNet
-from jaxreg.models.quant_resnet import quant_resnet
+from jaxreg.models.quantized_resnet import quant_resnet
 from jaxreg.quantization import bounds
 from jaxreg.quantization.fake_quant import fake_quant_activation, fake_quant_weight
 from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense

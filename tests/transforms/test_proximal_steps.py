@@ -6,7 +6,7 @@ import pytest
 
 from jaxreg.regularizers.group_sparsity import prox_wgsef
 from jaxreg.regularizers.groups import group_ids
-from jaxreg.transforms.proximal import half_space_projection, proximal
+from jaxreg.transforms.proximal_steps import half_space_projection, proximal
 from tests.conformance import transform_row
 
 BASES = {

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxreg.training import examples, fit, grid, program, sweep, sweep_settings, trial_mesh
 from jaxreg.training import mesh as mesh_lib
 
-module = importlib.import_module("jaxreg.training.sweep")  # the name `sweep` is the function
+module = importlib.import_module("jaxreg.training.sweeping")  # the name `sweep` is the function
 KINDS = (("learning_rate", "float32"),)
 POINTS = {"learning_rate": [0.01, 0.05, 0.1]}
 OPTIONS = {"seeds": [3, 4], "steps": 100, "eval_every": 50, "progress": False, "keep_params": True}

@@ -30,6 +30,9 @@ def proximal(
   penalty. After Adam and other adaptive methods the scalar rate is a heuristic: the exact operator would use their
   metric. A ramp of the penalty's strength is a factor in the schedule given here.
 
+  Under `shard_map` an operator sees its shard of a parameter; one that couples entries of several shards must sum over
+  the mesh axis itself.
+
   >>> import jax.numpy as jnp, optax
   >>> soft_threshold = lambda x, step: jnp.sign(x) * jnp.maximum(jnp.abs(x) - step * 2.0, 0)
   >>> tx = optax.chain(optax.sgd(0.1), proximal({"w": soft_threshold, "b": None}, 0.1))
@@ -59,6 +62,8 @@ def proximal(
   Reference: Parikh, Boyd, "Proximal Algorithms", Foundations and Trends in Optimization 2014, Section 4.2.
   """
   check_hyperparameter("learning_rate", learning_rate, low=0)
+  if not jax.tree.leaves(prox):
+    raise ValueError(f"prox must be a function or a tree of functions and None, got no function in {prox!r}.")
   for operator in jax.tree.leaves(prox):
     if not callable(operator):
       raise ValueError(f"prox must be a function or a tree of functions and None, got {operator!r} in it.")
@@ -81,7 +86,7 @@ def proximal(
 
 
 def half_space_projection(
-  kinds: str | Callable | optax.Params, *, epsilon: float | jax.Array = 0.0
+  kinds: str | Callable | optax.Params, *, epsilon: float | jax.Array = 0.0, axis_name: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """Zeroes every group whose step leaves its half-space, `<p_j + v_j, p_j> < epsilon ||p_j||^2`.
 
@@ -103,18 +108,23 @@ def half_space_projection(
     kinds: prefix of the parameters' tree whose leaves are a kind of `group_ids`, a function from the subtree below to
       such ids, or None (not grouped). A subtree of several tensors (a kernel and its bias) is grouped jointly.
     epsilon: in [0, 1): how much of its old direction a group must keep; may be traced.
+    axis_name: static; the mesh axis over which `shard_map` splits the groups, each over all shards (kernels split along
+      their inputs, for groups per output): inner products are then sums over the shards. Without it a group is what a
+      shard holds of it. Sharded `jit` needs nothing.
 
   Returns:
     A stateless transformation whose `update` needs `params`.
 
   Raises:
-    ValueError: when `epsilon` is outside [0, 1), `params` is missing, shapes of updates and parameters differ, or a
-      kind does not fit its tensor.
+    ValueError: when `epsilon` is outside [0, 1), `kinds` groups nothing, `params` is missing, shapes of updates and
+      parameters differ, or a kind does not fit its tensor.
 
   Reference: Dai, Chen, Wang, Robinson, "An Adaptive Half-Space Projection Method for Stochastic Optimization Problems
     with Group Sparse Regularization", TMLR 2023 (unverified: the rule is card 49's).
   """
   check_hyperparameter("epsilon", epsilon, low=0, high=1, open_high=True)
+  if not jax.tree.leaves(kinds):
+    raise ValueError(f"kinds must group some of the parameters, got {kinds!r}.")
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
@@ -129,6 +139,8 @@ def half_space_projection(
       def project(trial, before):
         kept = sum_groups(jax.tree.map(jnp.multiply, trial, before), groups, num_groups=num_groups)
         squared_norm = sum_groups(jax.tree.map(jnp.square, before), groups, num_groups=num_groups)
+        if axis_name is not None:
+          kept, squared_norm = jax.lax.psum((kept, squared_norm), axis_name)
         alive = (squared_norm == 0) | (kept >= epsilon * squared_norm)
         return scale_groups(trial, groups, alive.astype(kept.dtype))
 

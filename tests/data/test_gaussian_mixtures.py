@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxreg.data.gaussian_mixture import (
+from jaxreg.data.gaussian_mixtures import (
   easy_covariance,
   gaussian_mixture,
   gaussian_mixture_bayes_error,

@@ -39,7 +39,8 @@ def penalize(
 
   Args:
     penalty: function of the parameters that returns a floating scalar; inside `optax.masked` it sees `MaskedNode` in
-      place of what is masked.
+      place of what is masked, and under `shard_map` its device's shards, so that a penalty that is no sum over entries
+      must sum over the mesh axis itself.
     weight: factor of the penalty: a number, a traced scalar, or a schedule of the number of updates.
 
   Returns:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxreg.kernels.score_ntk import (
+from jaxreg.kernels.score_kernels import (
   early_stopping_step,
   finite_score_ntk,
   kernel_descent_path,

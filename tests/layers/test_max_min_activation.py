@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxreg.layers import max_min as max_min_function
-from jaxreg.layers.max_min import max_min
+from jaxreg.layers.max_min_activation import max_min
 from tests.conformance import EXAMPLES, row
 
 forward = jax.jit(max_min)

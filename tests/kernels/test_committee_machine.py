@@ -18,7 +18,7 @@ from jaxreg.metrics import lazy_rich
 from tests.conformance import row
 
 # The room exports a function of the module's name, which hides it from an import statement.
-theory = importlib.import_module("jaxreg.kernels.committee")
+theory = importlib.import_module("jaxreg.kernels.committee_machine")
 pytestmark = pytest.mark.usefixtures("x64")
 NEURONS, FEATURES, EXAMPLES = 5, 3, 7
 

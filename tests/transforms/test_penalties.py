@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxreg.transforms.penalize import penalize
+from jaxreg.transforms.penalties import penalize
 from tests.conformance import transform_row
 
 BASES = {

@@ -16,7 +16,7 @@ from jaxreg.training import files, identity, program, structure
 from jaxreg.training import hparams as hparams_lib
 from jaxreg.training import mesh as mesh_lib
 from jaxreg.training.archive import Archive, trial_keys
-from jaxreg.training.fit import check_seed
+from jaxreg.training.fitting import check_seed
 from jaxreg.training.progress import progress_bar
 from jaxreg.training.task import Task
 
