@@ -102,6 +102,8 @@ def network(problem: Problem, precision: Precision, *, axis_name=None, conv=None
   if conv is None:
     small = problem.dataset != "imagenet2012"
     conv = functools.partial(QConv, conv_general_dilated=loop_conv_general_dilated) if small else QConv
+    # As in the paper's code.
+    conv, dense = (functools.partial(layer, from_first_batch=False) for layer in (conv, dense))
   if not problem.depth:
     return QMLP(problem.width, problem.classes, precision, dense=functools.partial(dense, axis_name=axis_name))
   shared = dict(classes=problem.classes, width=problem.width, conv=conv, dense=dense, axis_name=axis_name)

@@ -51,8 +51,9 @@ class NetworkCost(NamedTuple):
 def layer_table(model: nn.Module, *arguments: Any, **options: Any) -> list[LayerCost]:
   """The convolutions and dense layers of a Flax network in the order in which they run, from shapes alone.
 
-  Counts calls of Flax's `Conv` and `Dense`, as 16 bits, and of layers like them that say their `weight_bits` and
-  `act_bits`, such as `quantization.QConv`, with those (None counts as 16 too). Everything else is free.
+  Counts every layer with a kernel (Flax's `Conv`, `ConvTranspose`, `Dense`, `DenseGeneral` and layers like them) at its
+  `weight_bits` and `act_bits` where it says them, as `quantization.QConv` does, and at 16 bits otherwise, and the two
+  products of each attention, which have no weights. Everything else is free.
 
   >>> import jax.numpy as jnp
   >>> layer_table(nn.Dense(5), jnp.zeros((1, 3)))
@@ -73,18 +74,39 @@ def layer_table(model: nn.Module, *arguments: Any, **options: Any) -> list[Layer
   def record(call, arguments, keywords, context):
     outputs = call(*arguments, **keywords)
     layer = context.module
-    if context.method_name == "__call__" and (isinstance(layer, (nn.Conv, nn.Dense)) or hasattr(layer, "weight_bits")):
+    if context.method_name == "__call__" and layer.has_variable("params", "kernel"):
       inputs = arguments[0] if arguments else keywords["inputs"]
-      fan_in = math.prod(getattr(layer, "kernel_size", ())) * inputs.shape[-1]
-      weights = fan_in // getattr(layer, "feature_group_count", 1) * layer.features
-      # A dense layer on [batch, ..., features] is applied at every place in between, as a convolution is.
+      kernel = layer.get_variable("params", "kernel").shape
       bits = [getattr(layer, name, None) or _FULL for name in ("act_bits", "weight_bits")]
-      table.append(LayerCost("/".join(layer.path), math.prod(outputs.shape[1:-1]) * weights, weights, *bits))
+      places, weights = _places(layer, kernel, inputs.shape, outputs.shape), math.prod(kernel)
+      table.append(LayerCost("/".join(layer.path), places * weights, weights, *bits))
+    if context.method_name == "__call__" and isinstance(layer, nn.MultiHeadDotProductAttention):
+      table.append(LayerCost("/".join((*layer.path, "attention")), _attention(layer, arguments, keywords), 0))
     return outputs
 
   with nn.intercept_methods(record):
     jax.eval_shape(lambda key, *arguments: model.init(key, *arguments, **options), jax.random.key(0), *arguments)
   return table
+
+
+def _places(layer, kernel, inputs, outputs):
+  """How often a kernel is applied for one example."""
+  if isinstance(layer, (nn.ConvTranspose, nn.ConvLocal)):
+    return math.prod(inputs[1:-1]) if isinstance(layer, nn.ConvTranspose) else 1
+  if isinstance(layer, nn.DenseGeneral):
+    features = (layer.features,) if isinstance(layer.features, int) else tuple(layer.features)
+    return math.prod(outputs[1 : len(outputs) - len(features)])
+  # A dense layer on [batch, ..., features] is applied at every place in between, as a convolution is.
+  return math.prod(outputs[1:-1])
+
+
+def _attention(layer, arguments, keywords):
+  """Multiplications of queries with keys and of their weights with values, for one example."""
+  queries = arguments[0] if arguments else keywords["inputs_q"]
+  keys = arguments[1] if len(arguments) > 1 and arguments[1] is not None else keywords.get("inputs_k")
+  keys = queries if keys is None else keys
+  width = layer.qkv_features or queries.shape[-1]
+  return 2 * width * math.prod(queries.shape[1:-1]) * keys.shape[-2]
 
 
 def assign_bits(table: Sequence[LayerCost], precision) -> list[LayerCost]:

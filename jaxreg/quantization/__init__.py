@@ -44,6 +44,15 @@ from jaxreg.quantization.integer import (
   integer_dot,
 )
 from jaxreg.quantization.layers import PRECISIONS, ActivationBound, Precision, QConv, QDense
+from jaxreg.quantization.post_training import (
+  calibrate,
+  check_bounds,
+  export_integers,
+  import_integers,
+  integer_variables,
+  pack_int4,
+  unpack_int4,
+)
 from jaxreg.quantization.search import AccuracyPredictor, average_bits, encode_config, evolve_bits
 from jaxreg.quantization.straight_through import straight_through_floor, straight_through_round, straight_through_value
 
@@ -70,21 +79,27 @@ __all__ = [
   "activation_bound_update",
   "aqt_dot_general",
   "average_bits",
+  "calibrate",
   "calibrate_elastic",
+  "check_bounds",
   "config_variables",
   "elastic_layers",
   "encode_config",
   "evolve_bits",
+  "export_integers",
   "fake_quant_activation",
   "fake_quant_weight",
   "freeze_bounds",
+  "import_integers",
   "integer_conv",
   "integer_dense",
   "integer_dot",
+  "integer_variables",
   "lsq_calibrate",
   "lsq_quantize",
   "mean_of_max_bound",
   "mean_plus_deviation_bound",
+  "pack_int4",
   "per_tensor_bounds",
   "quantize_activation",
   "quantize_weight",
@@ -97,4 +112,5 @@ __all__ = [
   "straight_through_round",
   "straight_through_value",
   "uniform_config",
+  "unpack_int4",
 ]

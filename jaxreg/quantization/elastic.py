@@ -14,7 +14,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS, ElasticQuantizer, calibrated_tables, has_sign
-from jaxreg.quantization.layers import conv_dimensions, conv_strides, layer_parameters
+from jaxreg.quantization.layers import circular_padding, conv_dimensions, conv_window, layer_parameters
 
 __all__ = ["ElasticConfig", "ElasticConv", "ElasticDense", "calibrate_elastic", "recalibrate_batch_norm"]
 
@@ -84,17 +84,17 @@ class ElasticConv(nn.Module):
 
   Attributes:
     features: number of output channels.
-    kernel_size: extent of the kernel in each spatial direction.
-    strides: one number per direction, None for ones.
-    padding: `SAME`, `VALID` or pairs of numbers.
+    kernel_size: extent of the kernel in each spatial direction; one number for all of them.
+    strides: one number per direction or for all of them, None for ones.
+    padding: `SAME`, `VALID`, `CIRCULAR` or pairs of numbers.
     use_bias, dtype, param_dtype, kernel_init, bias_init: as in `ElasticDense`.
 
   Reference: Xu, Han, Tian, Yang, Zhang, "EQ-Net: Elastic Quantization Neural Networks", ICCV 2023, Section 3.1.
   """
 
   features: int
-  kernel_size: Sequence[int]
-  strides: Sequence[int] | None = None
+  kernel_size: int | Sequence[int]
+  strides: int | Sequence[int] | None = None
   padding: str | Sequence[tuple[int, int]] = "SAME"
   use_bias: bool = True
   dtype: Any = None
@@ -104,9 +104,11 @@ class ElasticConv(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    inputs, kernel, bias = _operands(self, inputs, (*self.kernel_size, inputs.shape[-1], self.features))
+    window = conv_window(self, inputs)
+    inputs, kernel, bias = _operands(self, inputs, window.kernel_shape)
+    inputs, padding = circular_padding(inputs, window)
     outputs = jax.lax.conv_general_dilated(
-      inputs, kernel, conv_strides(self), self.padding, dimension_numbers=conv_dimensions(inputs.ndim)
+      inputs, kernel, window.strides, padding, dimension_numbers=conv_dimensions(inputs.ndim)
     )
     return outputs if bias is None else outputs + bias
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from jaxreg.checks import check_float
 from jaxreg.quantization.bounds import activation_bound_init
-from jaxreg.quantization.fake_quant import quantize_activation, quantize_weight
-from jaxreg.quantization.layers import conv_strides, layer_parameters
+from jaxreg.quantization.fake_quant import Quantized, quantize_activation, quantize_weight
+from jaxreg.quantization.layers import ConvWindow, circular_padding, conv_window
 
 __all__ = ["IntegerConv", "IntegerDense", "aqt_dot_general", "integer_conv", "integer_dense", "integer_dot"]
 
@@ -98,7 +98,7 @@ def aqt_dot_general(*, bits: int, quantized_backward: bool = True) -> Callable:
 
 def integer_dense(
   inputs: jax.Array,
-  kernel: jax.Array,
+  kernel: jax.Array | Quantized,
   *,
   weight_bits: int | jax.Array,
   act_bits: int | jax.Array,
@@ -116,10 +116,11 @@ def integer_dense(
 
   Args:
     inputs: floating `[..., inputs]`.
-    kernel: floating `[inputs, outputs]`.
-    weight_bits: 2 to 8, of the weights; may be traced.
+    kernel: floating `[inputs, outputs]`, or what `quantize_weight` makes of it.
+    weight_bits: 2 to 8, of the weights; may be traced. Not used where the kernel is quantized already.
     act_bits: 2 to 8, of the inputs; may be traced.
-    bound: non-negative scalar, of the inputs; one for all channels, for it is taken out of the sum.
+    bound: non-negative scalar, of the inputs; one for all channels, for it is taken out of the sum. Where it is
+      negative, which is a bound that was never frozen, the outputs are NaN.
     signed: static; whether inputs have both signs.
 
   Returns:
@@ -138,7 +139,7 @@ def integer_dense(
 
 def integer_conv(
   inputs: jax.Array,
-  kernel: jax.Array,
+  kernel: jax.Array | Quantized,
   *,
   weight_bits: int | jax.Array,
   act_bits: int | jax.Array,
@@ -146,8 +147,12 @@ def integer_conv(
   signed: bool,
   strides: Sequence[int] = (1, 1),
   padding: str | Sequence[tuple[int, int]] = "SAME",
+  kernel_dilation: Sequence[int] = (1, 1),
+  feature_group_count: int = 1,
 ) -> jax.Array:
   """A convolution in integers, as `integer_dense`: the sum of one product for each position in the kernel.
+
+  The products are AQT's; with groups of channels, which AQT does not have, they are XLA's.
 
   >>> import jax.numpy as jnp
   >>> options = dict(weight_bits=4, act_bits=4, bound=2.0, signed=False)
@@ -157,13 +162,12 @@ def integer_conv(
 
   Args:
     inputs: floating `[batch, height, width, inputs]`.
-    kernel: floating `[rows, columns, inputs, outputs]`.
-    weight_bits: 2 to 8, of the weights; may be traced.
-    act_bits: 2 to 8, of the inputs; may be traced.
-    bound: non-negative scalar, of the inputs.
-    signed: static; whether inputs have both signs.
+    kernel: floating `[rows, columns, inputs / groups, outputs]`, or what `quantize_weight` makes of it.
+    weight_bits, act_bits, bound, signed: as in `integer_dense`.
     strides: static, of both directions.
-    padding: static, `SAME`, `VALID` or two pairs of numbers.
+    padding: static, `SAME`, `VALID`, `CIRCULAR` or two pairs of numbers.
+    kernel_dilation: static, distances of the kernel's entries.
+    feature_group_count: static, number of groups of channels.
 
   Returns:
     `[batch, height, width, outputs]`, in the dtype of the inputs. There is no gradient.
@@ -174,46 +178,64 @@ def integer_conv(
   Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", CVPR 2018, Section 2.3; grids of Abdolrashidi et al., CVPR Workshops 2021.
   """
-  _check_kernel(inputs, kernel, 4)
+  _check_kernel(inputs, kernel, 4, feature_group_count)
   values, weights, unscale = _integer_operands(inputs, kernel, weight_bits, act_bits, bound, signed)
-  window = kernel.shape[:2]
+  shape = weights.shape
+  values, padding = circular_padding(values, ConvWindow(shape, tuple(strides), tuple(kernel_dilation), padding))
+  spans = [(size - 1) * rate + 1 for size, rate in zip(shape, kernel_dilation)]
   if isinstance(padding, str):
-    padding = jax.lax.padtype_to_pads(inputs.shape[1:3], window, strides, padding)
-  edges = [(0, 0), *padding, (0, 0)]
+    padding = jax.lax.padtype_to_pads(values.shape[1:3], spans, strides, padding)
   # Beyond the edge is a zero, which the shift has moved as well.
-  padded = jnp.pad(values, edges, constant_values=0 if signed else -_SHIFT)
-  rows, columns = ((n - size) // stride + 1 for n, size, stride in zip(padded.shape[1:3], window, strides))
+  padded = jnp.pad(values, [(0, 0), *padding, (0, 0)], constant_values=0 if signed else -_SHIFT)
+  counts = [(n - span) // stride + 1 for n, span, stride in zip(padded.shape[1:3], spans, strides)]
 
   def part(i, j):
-    ends = i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1
-    return integer_dot(padded[:, i : ends[0] : strides[0], j : ends[1] : strides[1]], weights[i, j])
+    starts = i * kernel_dilation[0], j * kernel_dilation[1]
+    rows, columns = (
+      slice(start, start + (count - 1) * stride + 1, stride) for start, count, stride in zip(starts, counts, strides)
+    )
+    return _grouped_dot(padded[:, rows, columns], weights[i, j], feature_group_count)
 
-  total = sum(part(i, j) for i in range(window[0]) for j in range(window[1]))
+  total = sum(part(i, j) for i in range(shape[0]) for j in range(shape[1]))
   return unscale(total, jnp.sum(weights, axis=(0, 1, 2), dtype=jnp.int32))
+
+
+def _grouped_dot(values, weights, groups):
+  if groups == 1:
+    return integer_dot(values, weights)
+  values = values.reshape(*values.shape[:-1], groups, -1)
+  weights = weights.reshape(len(weights), groups, -1)
+  products = jnp.einsum("...gi,igo->...go", values, weights, preferred_element_type=jnp.int32)
+  return products.reshape(*products.shape[:-2], -1)
 
 
 def _integer_operands(inputs, kernel, weight_bits, act_bits, bound, signed):
   """8-bit operands, and the function from integer sums and column sums of weights to the layer's outputs."""
   for name, bits in (("weight_bits", weight_bits), ("act_bits", act_bits)):
-    if not isinstance(bits, jax.Array) and bits not in range(2, 9):
+    stored = name == "weight_bits" and isinstance(kernel, Quantized)
+    if not stored and not isinstance(bits, jax.Array) and bits not in range(2, 9):
       raise ValueError(f"{name} must be an integer in [2, 8], got {bits}.")
   if jnp.ndim(bound):
     raise ValueError(f"bound must be one number for all channels, got shape {jnp.shape(bound)}.")
-  weights = quantize_weight(kernel, bits=weight_bits)
+  weights = kernel if isinstance(kernel, Quantized) else quantize_weight(kernel, bits=weight_bits)
   values = quantize_activation(inputs, bits=act_bits, bound=bound, signed=signed)
   shift = 0 if signed else _SHIFT
   scale = (values.scale * weights.scale).reshape(-1)
 
   def unscale(total, column_sums):
-    return ((total + shift * column_sums) / scale).astype(inputs.dtype)
+    outputs = (total + shift * column_sums) / scale
+    return jnp.where(jnp.asarray(bound) < 0, jnp.nan, outputs).astype(inputs.dtype)
 
   return (values.values - shift).astype(jnp.int8), weights.values.astype(jnp.int8), unscale
 
 
-def _check_kernel(inputs, kernel, rank):
+def _check_kernel(inputs, kernel, rank, groups=1):
   check_float("inputs", inputs)
-  check_float("kernel", kernel)
-  if jnp.ndim(kernel) != rank or jnp.ndim(inputs) < 1 or kernel.shape[-2] != inputs.shape[-1]:
+  if isinstance(kernel, Quantized):
+    kernel = kernel.values
+  else:
+    check_float("kernel", kernel)
+  if jnp.ndim(kernel) != rank or jnp.ndim(inputs) < 1 or kernel.shape[-2] * groups != inputs.shape[-1]:
     raise ValueError(
       f"kernel must have {rank} axes, the last but one of inputs {jnp.shape(inputs)}, got {jnp.shape(kernel)}."
     )
@@ -231,6 +253,9 @@ class _Frozen(nn.Module):
 class IntegerDense(nn.Module):
   """A trained `QDense` in integer arithmetic; takes its variables, and the largest bound of the channels for all.
 
+  Where the collection `integer` holds the layer's weights as integers (`integer_variables` puts them there), it takes
+  them, and no kernel is needed; otherwise it quantizes the kernel in every call.
+
   >>> import jax, jax.numpy as jnp
   >>> from jaxreg.quantization.layers import QDense
   >>> x, bits = jnp.ones((1, 3)), dict(weight_bits=8, act_bits=8)
@@ -241,7 +266,7 @@ class IntegerDense(nn.Module):
   Attributes:
     features, weight_bits, act_bits, signed, use_bias, param_dtype, kernel_init, bias_init: as in `QDense`; at most
       8 bits.
-    dtype, rate, axis_name: not used; there so that the class can take the place of `QDense`.
+    dtype, rate, axis_name, from_first_batch: not used; there so that the class can take the place of `QDense`.
 
   Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", CVPR 2018.
@@ -258,16 +283,19 @@ class IntegerDense(nn.Module):
   bias_init: Callable = nn.initializers.zeros
   rate: float = 0.1
   axis_name: str | None = None
+  from_first_batch: bool = True
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    kernel, bias = layer_parameters(self, (inputs.shape[-1], self.features))
+    kernel, bias = _parameters(self, (inputs.shape[-1], self.features))
     outputs = integer_dense(inputs, kernel, **_grids(self, inputs))
     return outputs if bias is None else outputs + bias
 
 
 class IntegerConv(nn.Module):
   """A trained `QConv` on images in integer arithmetic; takes its variables, with the largest bound of the channels.
+
+  Stored integers are taken as in `IntegerDense`.
 
   >>> import jax, jax.numpy as jnp
   >>> from jaxreg.models import quant_resnet
@@ -279,18 +307,20 @@ class IntegerConv(nn.Module):
   (2, 3)
 
   Attributes:
-    features, kernel_size, strides, padding, weight_bits, act_bits, signed, use_bias, param_dtype, kernel_init,
-      bias_init: as in `QConv`; at most 8 bits.
-    dtype, rate, axis_name: not used; there so that the class can take the place of `QConv`.
+    features, kernel_size, strides, padding, kernel_dilation, feature_group_count, weight_bits, act_bits, signed,
+      use_bias, param_dtype, kernel_init, bias_init: as in `QConv`; at most 8 bits.
+    dtype, rate, axis_name, from_first_batch: not used; there so that the class can take the place of `QConv`.
 
   Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", CVPR 2018.
   """
 
   features: int
-  kernel_size: Sequence[int]
-  strides: Sequence[int] | None = None
+  kernel_size: int | Sequence[int]
+  strides: int | Sequence[int] | None = None
   padding: str | Sequence[tuple[int, int]] = "SAME"
+  kernel_dilation: int | Sequence[int] | None = None
+  feature_group_count: int = 1
   weight_bits: int | jax.Array = 8
   act_bits: int | jax.Array = 8
   signed: bool = False
@@ -301,11 +331,14 @@ class IntegerConv(nn.Module):
   bias_init: Callable = nn.initializers.zeros
   rate: float = 0.1
   axis_name: str | None = None
+  from_first_batch: bool = True
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    kernel, bias = layer_parameters(self, (*self.kernel_size, inputs.shape[-1], self.features))
-    options = dict(strides=conv_strides(self), padding=self.padding)
+    window = conv_window(self, inputs)
+    kernel, bias = _parameters(self, window.kernel_shape)
+    options = dict(strides=window.strides, padding=window.padding, kernel_dilation=window.dilation)
+    options |= dict(feature_group_count=self.feature_group_count)
     outputs = integer_conv(inputs, kernel, **_grids(self, inputs), **options)
     return outputs if bias is None else outputs + bias
 
@@ -313,3 +346,24 @@ class IntegerConv(nn.Module):
 def _grids(layer, inputs):
   bound = _Frozen(name="input_bound")(inputs)
   return dict(weight_bits=layer.weight_bits, act_bits=layer.act_bits, bound=bound, signed=layer.signed)
+
+
+def _parameters(layer, shape):
+  """The kernel as integers, those stored in the collection `integer` if there are any, and the bias or None."""
+  if layer.has_variable("integer", "kernel"):
+    kernel = Quantized(*(layer.get_variable("integer", name) for name in ("kernel", "scale")))
+  else:
+    kernel = layer.param("kernel", layer.kernel_init, shape, layer.param_dtype)
+    kernel = kernel if layer.is_initializing() else _stored(layer, kernel)
+  return kernel, layer.param("bias", layer.bias_init, (shape[-1],), layer.param_dtype) if layer.use_bias else None
+
+
+def _stored(layer, kernel):
+  """The kernel, and its integers where the collection is mutable."""
+  if not layer.is_mutable_collection("integer"):
+    return kernel
+  weights = quantize_weight(kernel, bits=layer.weight_bits)
+  narrow = not isinstance(layer.weight_bits, jax.Array) and layer.weight_bits <= 4
+  layer.put_variable("integer", "kernel", weights.values.astype(jnp.int4 if narrow else jnp.int8))
+  layer.put_variable("integer", "scale", weights.scale)
+  return weights

@@ -1,12 +1,14 @@
 """Convolutions and dense layers at low precision."""
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from jaxreg.quantization.bounds import activation_bound_init, activation_bound_update
@@ -47,31 +49,44 @@ PRECISIONS = {
 class ActivationBound(nn.Module):
   """Keeps the statistics of what passes and returns the bound, which is -1 until `freeze_bounds` sets it.
 
-  The state is in the collection `quant_stats`; the statistics move whenever that is mutable.
+  The state is in the collection `quant_stats`; the statistics move whenever that is mutable. Where it is not and there
+  is no bound yet, so that inputs pass as they are, a call with concrete values warns; `jit` cannot (ask
+  `check_bounds`).
 
   >>> import jax, jax.numpy as jnp
   >>> variables = ActivationBound().init(jax.random.key(0), jnp.ones((4, 3)))
   >>> bound, new = ActivationBound().apply(variables, jnp.ones((4, 3)), mutable=["quant_stats"])
-  >>> bound.tolist(), [round(x, 2) for x in new["quant_stats"]["state"].maximum.tolist()]
-  ([-1.0, -1.0, -1.0], [0.1, 0.1, 0.1])
+  >>> bound.tolist(), new["quant_stats"]["state"].maximum.tolist()
+  ([-1.0, -1.0, -1.0], [1.0, 1.0, 1.0])
 
   Attributes:
     rate: of the moving averages.
     axis_name: mapped axis or axes over which a batch is split, or None.
+    from_first_batch: whether a channel's averages start from its first batch, or from zero, as in the official code,
+      where one batch gives a tenth of the right bound.
 
   Reference: Abdolrashidi et al., "Pareto-Optimal Quantized ResNet Is Mostly 4-bit", CVPR Workshops 2021 (calibration).
   """
 
   rate: float = 0.1
   axis_name: str | None = None
+  from_first_batch: bool = True
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
     state = self.variable("quant_stats", "state", activation_bound_init, inputs.shape[-1], dtype=inputs.dtype)
-    if self.is_mutable_collection("quant_stats") and not self.is_initializing():
-      state.value = activation_bound_update(inputs, state=state.value, rate=self.rate, axis_name=self.axis_name)
+    if self.is_mutable_collection("quant_stats"):
+      if not self.is_initializing():
+        # Only a channel that has seen nothing but zeros has no mean square.
+        rate = jnp.where(state.value.mean_square > 0, self.rate, 1) if self.from_first_batch else self.rate
+        state.value = activation_bound_update(inputs, state=state.value, rate=rate, axis_name=self.axis_name)
     # A checkpoint that is restored without its structure has a dict in the place of the state.
-    return state.value["bound"] if isinstance(state.value, dict) else state.value.bound
+    bound = state.value["bound"] if isinstance(state.value, dict) else state.value.bound
+    passes = self.is_mutable_collection("quant_stats") or isinstance(bound, jax.core.Tracer)
+    if not passes and (np.asarray(bound) < 0).any():
+      layer = "/".join(self.path[:-1])
+      warnings.warn(f"inputs of {layer!r} are not quantized: freeze_bounds comes first.", stacklevel=2)
+    return bound
 
 
 class QDense(nn.Module):
@@ -95,6 +110,7 @@ class QDense(nn.Module):
     bias_init: initializer of the bias.
     rate: of the calibration's moving averages.
     axis_name: mapped axis or axes over which a batch is split, or None.
+    from_first_batch: as in `ActivationBound`.
 
   Reference: Abdolrashidi et al., "Pareto-Optimal Quantized ResNet Is Mostly 4-bit", CVPR Workshops 2021.
   """
@@ -110,6 +126,7 @@ class QDense(nn.Module):
   bias_init: Callable = nn.initializers.zeros
   rate: float = 0.1
   axis_name: str | None = None
+  from_first_batch: bool = True
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -128,20 +145,24 @@ class QConv(nn.Module):
 
   Attributes:
     features: number of output channels.
-    kernel_size: extent of the kernel in each spatial direction.
-    strides: one number per direction, None for ones.
-    padding: `SAME`, `VALID` or pairs of numbers.
-    weight_bits, act_bits, signed, use_bias, dtype, param_dtype, kernel_init, bias_init, rate, axis_name: as in
-      `QDense`.
+    kernel_size: extent of the kernel in each spatial direction; one number for all of them.
+    strides: one number per direction or for all of them, None for ones.
+    padding: `SAME`, `VALID`, `CIRCULAR` or pairs of numbers.
+    kernel_dilation: distance of the kernel's entries, as the strides.
+    feature_group_count: number of groups of channels that are convolved separately.
+    weight_bits, act_bits, signed, use_bias, dtype, param_dtype, kernel_init, bias_init, rate, axis_name,
+      from_first_batch: as in `QDense`.
     conv_general_dilated: what convolves; `layers.loop_conv_general_dilated` trains faster in a loop on a CPU.
 
   Reference: Abdolrashidi et al., "Pareto-Optimal Quantized ResNet Is Mostly 4-bit", CVPR Workshops 2021.
   """
 
   features: int
-  kernel_size: Sequence[int]
-  strides: Sequence[int] | None = None
+  kernel_size: int | Sequence[int]
+  strides: int | Sequence[int] | None = None
   padding: str | Sequence[tuple[int, int]] = "SAME"
+  kernel_dilation: int | Sequence[int] | None = None
+  feature_group_count: int = 1
   weight_bits: int | jax.Array | None = None
   act_bits: int | jax.Array | None = None
   signed: bool = False
@@ -152,20 +173,47 @@ class QConv(nn.Module):
   bias_init: Callable = nn.initializers.zeros
   rate: float = 0.1
   axis_name: str | None = None
+  from_first_batch: bool = True
   conv_general_dilated: Callable = jax.lax.conv_general_dilated
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
-    inputs, kernel, bias = _operands(self, inputs, (*self.kernel_size, inputs.shape[-1], self.features))
+    window = conv_window(self, inputs)
+    inputs, kernel, bias = _operands(self, inputs, window.kernel_shape)
+    inputs, padding = circular_padding(inputs, window)
     outputs = self.conv_general_dilated(
-      inputs, kernel, conv_strides(self), self.padding, dimension_numbers=conv_dimensions(inputs.ndim)
-    )
+      inputs, kernel, window.strides, padding, rhs_dilation=window.dilation,
+      feature_group_count=self.feature_group_count, dimension_numbers=conv_dimensions(inputs.ndim),
+    )  # fmt: skip
     return outputs if bias is None else outputs + bias
 
 
-def conv_strides(layer) -> tuple[int, ...]:
-  """The strides of a convolution layer."""
-  return tuple(layer.strides or (1,) * len(layer.kernel_size))
+class ConvWindow(NamedTuple):
+  """What a convolution layer does in each spatial direction, and the shape of its kernel."""
+
+  kernel_shape: tuple[int, ...]
+  strides: tuple[int, ...]
+  dilation: tuple[int, ...]
+  padding: str | Sequence[tuple[int, int]]
+
+
+def conv_window(layer, inputs) -> ConvWindow:
+  """The window of a convolution layer for its inputs; one number stands for all directions."""
+  each = lambda value: (value,) * (inputs.ndim - 2) if isinstance(value, int) else tuple(value)
+  groups, channels = getattr(layer, "feature_group_count", 1), inputs.shape[-1]
+  if channels % groups or layer.features % groups:
+    raise ValueError(f"feature_group_count must divide {channels} inputs and {layer.features} features, got {groups}.")
+  shape = (*each(layer.kernel_size), channels // groups, layer.features)
+  return ConvWindow(shape, each(layer.strides or 1), each(getattr(layer, "kernel_dilation", None) or 1), layer.padding)
+
+
+def circular_padding(inputs, window: ConvWindow):
+  """The inputs and the padding that is left: none after `CIRCULAR`, which XLA does not know, as Flax pads."""
+  if window.padding != "CIRCULAR":
+    return inputs, window.padding
+  spans = [(size - 1) * rate + 1 for size, rate in zip(window.kernel_shape, window.dilation)]
+  edges = [((span - 1) // 2, span // 2) for span in spans]
+  return jnp.pad(inputs, [(0, 0), *edges, (0, 0)], mode="wrap"), "VALID"
 
 
 def conv_dimensions(rank: int) -> jax.lax.ConvDimensionNumbers:
@@ -187,7 +235,8 @@ def _operands(layer, inputs, shape):
   inputs, kernel, bias = promote_dtype(inputs, *layer_parameters(layer, shape), dtype=layer.dtype)
   kernel = _rounded(kernel, layer.weight_bits, "weight_bits", lambda bits: fake_quant_weight(kernel, bits=bits))
   if layer.act_bits is not None and not _is(layer.act_bits, BFLOAT16):
-    bound = ActivationBound(rate=layer.rate, axis_name=layer.axis_name, name="input_bound")(inputs)
+    options = dict(rate=layer.rate, axis_name=layer.axis_name, from_first_batch=layer.from_first_batch)
+    bound = ActivationBound(**options, name="input_bound")(inputs)
     on_grid = functools.partial(fake_quant_activation, inputs, bound=bound, signed=layer.signed)
   else:
     on_grid = None

@@ -9,6 +9,7 @@ import pytest
 from jaxreg.metrics import network_cost as cost
 from jaxreg.models import ResNet
 from jaxreg.models.quantized_resnet import quant_resnet
+from jaxreg.quantization import ElasticDense, IntegerDense
 from jaxreg.quantization.layers import PRECISIONS, Precision, QConv, QDense
 
 UNIFORM = {bits: Precision(*bits, *bits) for bits in ((8, 8), (4, 4), (2, 4), (8, 16), (4, 8), (4, 2))}
@@ -45,6 +46,30 @@ def test_resnet50_by_the_card(resnet50):
 def test_linear_cost_has_tiers(resnet50):
   linear = lambda bits: cost.quant_cost(cost.assign_bits(resnet50, UNIFORM[bits])).linear_ratio
   assert [linear(bits) for bits in ((2, 4), (4, 4), (4, 8), (8, 8), (8, 16))] == [0.25, 0.25, 0.5, 0.5, 1]
+
+
+def test_attention_transposed_convolutions_and_other_layers_are_counted():
+  class Network(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+      tokens = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8, name="self")(tokens)
+      tokens = ElasticDense(6, name="elastic")(tokens)
+      tokens = IntegerDense(4, weight_bits=4, act_bits=8, name="integer")(tokens)
+      images = nn.ConvTranspose(3, (2, 2), strides=(2, 2), name="up")(tokens.reshape(-1, 5, 2, 4))
+      return nn.DenseGeneral((2, 3), axis=(-2, -1), name="general")(QConv(4, 3, name="integer_size")(images))
+
+  table = cost.layer_table(Network(), jax.ShapeDtypeStruct((2, 10, 6), jnp.float32))
+  counted = {row.name: (row.multiplications, row.weights) for row in table}
+  assert counted == {
+    **{f"self/{name}": (10 * 48, 48) for name in ("query", "key", "value", "out")},
+    "self/attention": (2 * 10 * 10 * 8, 0),
+    "elastic": (10 * 36, 36),
+    "integer": (10 * 24, 24),
+    "up": (10 * 2 * 2 * 4 * 3, 48),
+    "integer_size": (10 * 4 * 9 * 3 * 4, 108),
+    "general": (10 * 4 * 4 * 6, 96),
+  }
+  assert table[-3].name == "up" and dict((row.name, row) for row in table)["integer"].weight_bits == 4
 
 
 def test_hand_counted_layers():

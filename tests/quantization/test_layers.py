@@ -40,11 +40,19 @@ def variables():
   return run()
 
 
-@pytest.mark.parametrize("kind", ["conv", "dense"])
-def test_layers_are_flax_layers_on_rounded_operands(kind):
+@pytest.mark.parametrize(
+  ("kind", "extra"),
+  [
+    ("conv", {}),
+    ("conv", dict(padding="CIRCULAR", kernel_dilation=(1, 2))),
+    ("conv", dict(feature_group_count=3, kernel_dilation=2)),
+    ("dense", {}),
+  ],
+)
+def test_layers_are_flax_layers_on_rounded_operands(kind, extra):
   x = np.random.default_rng(1).uniform(-0.3, 1, (2, 5, 6, 3)).astype(np.float32)
   if kind == "conv":
-    options = dict(features=4, kernel_size=(3, 2), strides=(2, 1))
+    options = dict(features=6, kernel_size=(3, 2), strides=(2, 1), **extra)
     plain, own = nn.Conv(**options), functools.partial(QConv, **options)
   else:
     plain, own = nn.Dense(4), functools.partial(QDense, 4)
@@ -121,10 +129,13 @@ def test_traced_bits_are_static_bits():
 
 def test_statistics_move_in_training_only_and_bounds_stay():
   start, frozen, later, _ = variables()
-  stem = lambda tree: jax.tree.map(np.asarray, tree["quant_stats"]["stem"]["input_bound"]["state"])
-  np.testing.assert_allclose(stem(frozen).maximum, 0.1 * IMAGES.max((0, 1, 2)), rtol=1e-6)
-  np.testing.assert_allclose(stem(frozen).bound, [0.1 * max(IMAGES.max(), -IMAGES.min())], rtol=1e-6)
-  assert stem(later).bound == stem(frozen).bound and stem(later).maximum > stem(frozen).maximum
+  inputs = lambda tree, name: jax.tree.map(np.asarray, tree["quant_stats"][name]["input_bound"]["state"])
+  stem = functools.partial(inputs, name="stem")
+  np.testing.assert_allclose(stem(frozen).maximum, IMAGES.max((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(stem(frozen).bound, [max(IMAGES.max(), -IMAGES.min())], rtol=1e-6)
+  moved = [(inputs(frozen, name), inputs(later, name)) for name in frozen["quant_stats"] if name == "head"]
+  assert stem(later).bound == stem(frozen).bound
+  assert any((old.maximum != new.maximum).any() and (old.bound == new.bound).all() for old, new in moved)
   assert stem(start).bound == -1
 
 
