@@ -149,6 +149,12 @@ def test_the_committed_ledger_is_what_report_makes(tmp_path, monkeypatch):
   assert {path: path.read_bytes() for path in results.rglob("*.json")} == recorded
 
 
+def test_records_have_ten_significant_digits(tmp_path):
+  records.write(tmp_path / "record.json", {"config": {"steps": 2**40 + 1}, "values": [1 / 3, 1e-7 / 3, 5.0, np.nan]})
+  written = json.loads((tmp_path / "record.json").read_text())
+  assert written == {"config": {"steps": 2**40 + 1}, "values": [0.3333333333, 3.333333333e-08, 5.0, None]}
+
+
 def test_strict_json():
   value = records.strict({"a": (np.float32("nan"), float("inf"), np.int64(3), np.array([1.5]), True, None, {1: set()})})
   assert value == {"a": [None, "inf", 3, [1.5], True, None, {"1": "set()"}]}
