@@ -6,12 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_float", "check_hyperparameter", "check_integer_labels", "check_same_shape"]
+__all__ = ["as_array", "check_float", "check_hyperparameter", "check_integer_labels", "check_same_shape"]
+
+
+def as_array(name: str, value) -> jax.Array:
+  """The value as a JAX array; ValueError when it is no array of numbers (a text, None, a list of unequal rows)."""
+  if isinstance(value, jax.Array):
+    return value
+  try:
+    return jnp.asarray(value)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{name} must be an array of numbers, got {_described(value)}.") from error
 
 
 def check_float(name: str, value) -> None:
   """Raises ValueError unless `value` has a floating-point dtype."""
-  dtype = jnp.result_type(value)
+  dtype = dtype_of(name, value)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"{name} must be floating point, got dtype {dtype}.")
 
@@ -21,7 +31,7 @@ def check_integer_labels(logits, labels, *, axis: int = -1) -> None:
   check_float("logits", logits)
   if jnp.ndim(logits) < 1:
     raise ValueError("logits must have a class axis, got a scalar.")
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+  if not jnp.issubdtype(dtype_of("labels", labels), jnp.integer):
     raise ValueError(f"labels must be integer class indices, got dtype {jnp.result_type(labels)}.")
   shape = list(jnp.shape(logits))
   if not -len(shape) <= axis < len(shape):
@@ -35,16 +45,21 @@ def check_integer_labels(logits, labels, *, axis: int = -1) -> None:
 
 def check_same_shape(**arrays) -> None:
   """Raises ValueError unless all keyword arrays share one shape."""
+  for name, value in arrays.items():
+    dtype_of(name, value)
   shapes = {name: jnp.shape(value) for name, value in arrays.items()}
   if len(set(shapes.values())) > 1:
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise ValueError(f"arrays must have equal shapes, got {listed}.")
 
 
-def check_hyperparameter(name: str, value, low=None, high=None, *, open_low=False, open_high=False) -> None:
-  """Raises ValueError when a Python or NumPy `value` lies outside its domain; traced and device values pass unread.
+def check_hyperparameter(
+  name: str, value, low=None, high=None, *, open_low=False, open_high=False, shape: tuple[int, ...] | None = None
+) -> None:
+  """Raises ValueError when a hyperparameter has a wrong shape, or a Python or NumPy one lies outside its domain.
 
-  Reading a device value would force a transfer on every call, so those are the caller's responsibility.
+  Values on a device and traced ones pass unread: reading one would force a transfer on every call, so those are the
+  caller's responsibility.
 
   Args:
     name: the argument's name, for the message.
@@ -53,7 +68,13 @@ def check_hyperparameter(name: str, value, low=None, high=None, *, open_low=Fals
     high: largest allowed value, or None.
     open_low: whether `low` itself is excluded.
     open_high: whether `high` itself is excluded.
+    shape: the shape that the value must broadcast to, for example that of the labels; `()` for scalars only. A value of
+      shape `[batch, 1]` beside labels `[batch]` would make a result `[batch, batch]`.
   """
+  dtype_of(name, value)
+  if shape is not None and not broadcasts(jnp.shape(value), shape):
+    expected = f"a scalar or broadcast to {shape}" if shape else "a scalar"
+    raise ValueError(f"{name} must be {expected}, got shape {jnp.shape(value)}.")
   if isinstance(value, jax.Array) or not isinstance(value, (numbers.Number, np.ndarray, np.generic)):
     return
   array = np.asarray(value)
@@ -66,3 +87,25 @@ def check_hyperparameter(name: str, value, low=None, high=None, *, open_low=Fals
     left = f"{'(' if open_low or low is None else '['}{'-inf' if low is None else low}"
     right = f"{'inf' if high is None else high}{')' if open_high or high is None else ']'}"
     raise ValueError(f"{name} must lie in {left}, {right}, got {value}.")
+
+
+def dtype_of(name: str, value) -> np.dtype:
+  """The dtype that an array of this value has; ValueError when it is no array of numbers."""
+  if isinstance(value, np.ndarray | np.generic | numbers.Number):  # without a transfer
+    try:
+      return jnp.result_type(value)
+    except TypeError:
+      pass
+  return value.dtype if isinstance(value, jax.Array | jax.ShapeDtypeStruct) else as_array(name, value).dtype
+
+
+def _described(value) -> str:
+  return "None" if value is None else f"{type(value).__name__} {value!r}"[:80]
+
+
+def broadcasts(shape, target) -> bool:
+  """Whether an array of `shape` broadcasts to `target`."""
+  try:
+    return np.broadcast_shapes(shape, target) == tuple(target)
+  except ValueError:
+    return False

@@ -62,7 +62,7 @@ from jaxreg.losses.early_learning import (
   noisy_label_candidates,
   sigmoid_rampup,
 )
-from jaxreg.losses.example_table import check_ids, gather_rows, update_rows
+from jaxreg.losses.example_table import gather_rows, update_rows
 from jaxreg.losses.h_consistency import (
   bayes_conditional_risk,
   deterministic_bounded_risk,
@@ -82,6 +82,7 @@ from jaxreg.losses.label_dro import (
   ldr_weights,
   normalize_scores,
 )
+from jaxreg.losses.labelled_logits import Labelled, labelled
 from jaxreg.losses.progressive_guidance import guided_cross_entropy_loss, progressive_guidance_loss
 from jaxreg.losses.scaled_residual import scaled_residual_loss
 from jaxreg.losses.score_matching import (
@@ -127,6 +128,7 @@ from jaxreg.losses.symmetric import (
 __all__ = [
   "ALDRState",
   "ELRState",
+  "Labelled",
   "MARGIN_LOSSES",
   "NORMALIZATIONS",
   "OutputLayer",
@@ -148,7 +150,6 @@ __all__ = [
   "binary_logistic_loss",
   "binary_squared_hinge_loss",
   "brier_loss",
-  "check_ids",
   "chunked_comp_sum_loss",
   "chunked_ldr_kl_loss",
   "chunked_stablemax_cross_entropy",
@@ -177,6 +178,7 @@ __all__ = [
   "inverse_box_cox",
   "is_calibrated_derivative",
   "jensen_shannon_loss",
+  "labelled",
   "ldr_kl_loss",
   "ldr_weights",
   "log_partition_penalty",

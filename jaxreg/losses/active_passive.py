@@ -7,11 +7,8 @@ cross-entropy, asymmetric losses) also for small ones of the other classes.
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_hyperparameter
-from jaxreg.losses.softmax_family import (
-  label_log_probability,
-  label_statistics,
-)
+from jaxreg.losses.labelled_logits import labelled
+from jaxreg.losses.softmax_family import label_log_probability, label_statistics
 from jaxreg.losses.symmetric import LOG_ZERO, reverse_cross_entropy
 
 __all__ = [
@@ -48,7 +45,8 @@ def normalized_cross_entropy_loss(
   Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions for Deep Learning with Noisy Labels",
     ICML 2020, the NCE loss.
   """
-  return _nce(label_statistics(logits, labels, axis, where)).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  return batch.values(_nce(label_statistics(batch)))
 
 
 def asymmetric_generalized_cross_entropy_loss(
@@ -84,7 +82,8 @@ def asymmetric_generalized_cross_entropy_loss(
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, the AGCE
     loss.
   """
-  return _agce(label_log_probability(logits, labels, axis, where), offset, q).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  return batch.values(_agce(batch, label_log_probability(batch), offset, q))
 
 
 def asymmetric_unhinged_loss(
@@ -120,7 +119,8 @@ def asymmetric_unhinged_loss(
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, the AUL
     loss.
   """
-  return _aul(label_log_probability(logits, labels, axis, where), offset, q).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  return batch.values(_aul(batch, label_log_probability(batch), offset, q))
 
 
 def nce_rce_loss(
@@ -157,9 +157,10 @@ def nce_rce_loss(
   Reference: Ma, Huang, Wang, Romano, Erfani, Bailey, "Normalized Loss Functions for Deep Learning with Noisy Labels",
     ICML 2020, active passive loss (Section 4).
   """
-  statistics = label_statistics(logits, labels, axis, where)
-  passive = reverse_cross_entropy(statistics.log_label, log_zero)
-  return _active_passive(_nce(statistics), passive, active_weight, passive_weight).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  statistics = label_statistics(batch)
+  passive = reverse_cross_entropy(batch, statistics.log_label, log_zero)
+  return _active_passive(batch, _nce(statistics), passive, active_weight, passive_weight)
 
 
 def nce_agce_loss(
@@ -197,9 +198,10 @@ def nce_agce_loss(
 
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, NCE+AGCE.
   """
-  statistics = label_statistics(logits, labels, axis, where)
-  passive = _agce(statistics.log_label, offset, q)
-  return _active_passive(_nce(statistics), passive, active_weight, passive_weight).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  statistics = label_statistics(batch)
+  passive = _agce(batch, statistics.log_label, offset, q)
+  return _active_passive(batch, _nce(statistics), passive, active_weight, passive_weight)
 
 
 def nce_aul_loss(
@@ -237,31 +239,33 @@ def nce_aul_loss(
 
   Reference: Zhou, Liu, Jiang, Gao, Ji, "Asymmetric Loss Functions for Learning with Noisy Labels", ICML 2021, NCE+AUL.
   """
-  statistics = label_statistics(logits, labels, axis, where)
-  passive = _aul(statistics.log_label, offset, q)
-  return _active_passive(_nce(statistics), passive, active_weight, passive_weight).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  statistics = label_statistics(batch)
+  passive = _aul(batch, statistics.log_label, offset, q)
+  return _active_passive(batch, _nce(statistics), passive, active_weight, passive_weight)
 
 
 def _nce(statistics):
   return statistics.log_label / jnp.where(statistics.log_sum < 0, statistics.log_sum, -1)
 
 
-def _agce(log_p, offset, q):
-  check_hyperparameter("offset", offset, low=0)
-  check_hyperparameter("q", q, low=0, open_low=True)
-  offset = jnp.asarray(offset, log_p.dtype)
+def _agce(batch, log_p, offset, q):
+  offset = batch.hyperparameter("offset", offset, low=0)
+  q = batch.hyperparameter("q", q, low=0, open_low=True)
   log_ratio = jnp.logaddexp(jnp.log(offset), log_p) - jnp.log1p(offset)
   return -jnp.expm1(q * log_ratio) * jnp.exp(q * jnp.log1p(offset)) / q
 
 
-def _aul(log_p, offset, q):
-  check_hyperparameter("offset", offset, low=1, open_low=True)
-  check_hyperparameter("q", q, low=0, open_low=True)
-  rest = jnp.asarray(offset, log_p.dtype) - 1
-  return jnp.expm1(q * jnp.log1p(-jnp.expm1(log_p) / rest)) * jnp.exp(q * jnp.log(rest)) / q
+def _aul(batch, log_p, offset, q):
+  batch.hyperparameter("offset", offset, low=1, open_low=True)
+  q = batch.hyperparameter("q", q, low=0, open_low=True)
+  rest = jnp.asarray(offset - 1, log_p.dtype)  # exact where the offset is a number, however close to 1
+  # exp(q log(offset - p)) - exp(q log(offset - 1)), factored at the larger of the two so that neither part overflows.
+  log_rest, log_growth = jnp.log(rest), jnp.log1p(-jnp.expm1(log_p) / rest)
+  return -jnp.expm1(-q * log_growth) * jnp.exp(q * (log_rest + log_growth)) / q
 
 
-def _active_passive(active, passive, active_weight, passive_weight):
-  check_hyperparameter("active_weight", active_weight, low=0)
-  check_hyperparameter("passive_weight", passive_weight, low=0)
-  return active_weight * active + passive_weight * passive
+def _active_passive(batch, active, passive, active_weight, passive_weight):
+  active_weight = batch.hyperparameter("active_weight", active_weight, low=0)
+  passive_weight = batch.hyperparameter("passive_weight", passive_weight, low=0)
+  return batch.values(active_weight * active + passive_weight * passive)

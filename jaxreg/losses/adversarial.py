@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
-from jaxreg.losses.comp_sum import comp_sum_loss, comp_sum_outer
+from jaxreg.checks import as_array, check_float, check_hyperparameter
+from jaxreg.losses.comp_sum import comp_sum_outer, of_negative_log
+from jaxreg.losses.labelled_logits import labelled, narrowed, widened
+from jaxreg.losses.softmax_family import of_label, softmax_statistics
 
 __all__ = [
   "adversarial_margin_comp_sum_loss",
@@ -36,11 +38,11 @@ def rho_margin(margins: jax.Array, *, rho: float | jax.Array = 1.0) -> jax.Array
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the rho-margin loss (Section 5).
   """
+  margins = as_array("margins", margins)
   check_float("margins", margins)
-  check_hyperparameter("rho", rho, low=0, open_low=True)
-  dtype = _wide(margins)
-  ratio = jnp.asarray(margins, dtype) / jnp.asarray(rho, dtype)
-  return jnp.clip(1 - ratio, 0, 1).astype(jnp.result_type(margins))
+  check_hyperparameter("rho", rho, low=0, open_low=True, shape=margins.shape)
+  wide = widened(margins)
+  return narrowed(jnp.clip(1 - wide / jnp.asarray(rho, wide.dtype), 0, 1), margins.dtype)
 
 
 def adversarial_margin_comp_sum_loss(
@@ -78,11 +80,13 @@ def adversarial_margin_comp_sum_loss(
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the adversarial comp-sum rho-margin losses (Section 5), at the attacked input.
   """
-  check_integer_labels(adversarial_logits, labels, axis=axis)
-  logits = adversarial_logits.astype(_wide(adversarial_logits))
-  terms = rho_margin(_margins(logits, labels, axis), rho=rho)
-  total = jnp.sum(terms, axis=axis, where=_rivals(logits, labels, axis, where))
-  return comp_sum_outer(total, tau=tau).astype(adversarial_logits.dtype)
+  batch = labelled(adversarial_logits, labels, axis=axis, where=where)
+  rho = batch.hyperparameter("rho", rho, low=0, open_low=True, scalar=True)
+  tau = batch.hyperparameter("tau", tau, low=0)
+  terms = rho_margin(_margins(batch.logits, batch.labels), rho=rho)
+  rivals = jnp.arange(terms.shape[-1]) != batch.labels[..., None]
+  total = jnp.sum(terms, axis=-1, where=rivals if batch.where is None else rivals & batch.where)
+  return batch.values(comp_sum_outer(total, tau=tau))
 
 
 def margin_shift_norm(
@@ -120,14 +124,9 @@ def margin_shift_norm(
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the norm in the smooth adversarial comp-sum loss (Section 5).
   """
-  check_integer_labels(logits, labels, axis=axis)
-  check_float("adversarial_logits", adversarial_logits)
-  check_same_shape(logits=logits, adversarial_logits=adversarial_logits)
-  check_hyperparameter("epsilon", epsilon, low=0, open_low=True)
-  dtype = _wide(logits)
-  moved = _margins(adversarial_logits.astype(dtype) - logits.astype(dtype), labels, axis)
-  square = jnp.sum(moved**2, axis=axis, where=where)  # the label's own entry is zero
-  return jnp.sqrt(square + jnp.asarray(epsilon, dtype)).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  attacked = batch.other_logits("adversarial_logits", adversarial_logits, axis)
+  return batch.values(_shift_norm(batch, attacked, epsilon))
 
 
 def smooth_adversarial_comp_sum_loss(
@@ -175,16 +174,12 @@ def smooth_adversarial_comp_sum_loss(
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the smooth adversarial comp-sum losses (Section 5).
   """
-  check_integer_labels(logits, labels, axis=axis)
-  check_hyperparameter("rho", rho, low=0, open_low=True)
-  check_hyperparameter("nu", nu, low=0)
-  dtype = _wide(logits)
-  clean = logits.astype(dtype)
-  check_float("adversarial_logits", adversarial_logits)  # before the cast would hide it
-  attacked = adversarial_logits.astype(dtype)
-  shift = margin_shift_norm(clean, attacked, labels, epsilon=epsilon, axis=axis, where=where)
-  margin_loss = comp_sum_loss(clean / jnp.asarray(rho, dtype), labels, tau=tau, axis=axis, where=where)
-  return (margin_loss + jnp.asarray(nu, dtype) * shift).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  attacked = batch.other_logits("adversarial_logits", adversarial_logits, axis)
+  rho = batch.hyperparameter("rho", rho, low=0, open_low=True, scalar=True)
+  tau, nu = batch.hyperparameter("tau", tau, low=0), batch.hyperparameter("nu", nu, low=0)
+  nll = -softmax_statistics(batch.logits / rho, batch.labels, batch.where).log_label
+  return batch.values(of_negative_log(nll, tau) + nu * _shift_norm(batch, attacked, epsilon))
 
 
 def trades_loss(
@@ -224,32 +219,22 @@ def trades_loss(
   Reference: Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan, "Theoretically Principled Trade-off between Robustness and
     Accuracy", ICML 2019, equation 5.
   """
-  check_integer_labels(logits, labels, axis=axis)
-  check_float("adversarial_logits", adversarial_logits)
-  check_same_shape(logits=logits, adversarial_logits=adversarial_logits)
-  check_hyperparameter("weight", weight, low=0)
-  dtype = _wide(logits)
-  clean = jax.nn.log_softmax(logits.astype(dtype), axis=axis, where=where)
-  attacked = jax.nn.log_softmax(adversarial_logits.astype(dtype), axis=axis, where=where)
-  if where is not None:  # both are -inf there, and their difference not a number
-    clean, attacked = jnp.where(where, clean, 0), jnp.where(where, attacked, 0)
-  divergence = optax.losses.kl_divergence_with_log_targets(attacked, clean, axis=axis, where=where)
-  index = jnp.expand_dims(labels, axis)
-  cross_entropy = -jnp.squeeze(jnp.take_along_axis(clean, index, axis=axis), axis)
-  return (cross_entropy + jnp.asarray(weight, dtype) * divergence).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  attacked = batch.other_logits("adversarial_logits", adversarial_logits, axis)
+  weight = batch.hyperparameter("weight", weight, low=0)
+  clean, attacked = (jax.nn.log_softmax(x, where=batch.where) for x in (batch.logits, attacked))
+  if batch.where is not None:  # both are -inf there, and their difference not a number
+    clean, attacked = jnp.where(batch.where, clean, 0), jnp.where(batch.where, attacked, 0)
+  divergence = optax.losses.kl_divergence_with_log_targets(attacked, clean, where=batch.where)
+  return batch.values(weight * divergence - of_label(clean, batch.labels)[..., 0])
 
 
-def _wide(array):
-  return jnp.promote_types(jnp.result_type(array), jnp.float32)
-
-
-def _margins(logits, labels, axis):
+def _margins(logits, labels):
   """`z_y - z_k` for every class k."""
-  return jnp.take_along_axis(logits, jnp.expand_dims(labels, axis), axis=axis) - logits
+  return of_label(logits, labels) - logits
 
 
-def _rivals(logits, labels, axis, where):
-  """Which classes take part and are not the label."""
-  classes = jnp.expand_dims(jnp.arange(logits.shape[axis]), tuple(range(1, logits.ndim)))
-  others = jnp.moveaxis(classes, 0, axis) != jnp.expand_dims(labels, axis)
-  return others if where is None else others & where
+def _shift_norm(batch, attacked, epsilon):
+  epsilon = batch.hyperparameter("epsilon", epsilon, low=0, open_low=True)
+  moved = _margins(attacked - batch.logits, batch.labels)
+  return jnp.sqrt(jnp.sum(moved**2, axis=-1, where=batch.where) + epsilon)  # the label's own entry is zero

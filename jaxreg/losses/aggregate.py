@@ -1,9 +1,13 @@
 """Losses for bags of examples of which only the mean response is known."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import as_array, broadcasts, check_float, check_hyperparameter
+from jaxreg.losses.labelled_logits import narrowed, widened
 
 __all__ = [
   "bag_cross_entropy_loss",
@@ -37,8 +41,8 @@ def bag_squared_loss(predictions: jax.Array, targets: jax.Array, *, where: jax.A
   Reference: Javanmard, Chen, Mirrokni, Badanidiyuru, Fu, "Learning from Aggregate Responses: Instance Level versus Bag
     Level Loss Functions", ICLR 2024, the bag-level loss.
   """
-  wide, targets, where = _prepare(predictions, targets, where)
-  return jnp.square(_mean(wide, where) - targets).astype(predictions.dtype)
+  bags = _squared(predictions, targets, where)
+  return bags.values(jnp.square(bags.mean(bags.array) - bags.targets))
 
 
 def instance_squared_loss(predictions: jax.Array, targets: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -63,8 +67,8 @@ def instance_squared_loss(predictions: jax.Array, targets: jax.Array, *, where: 
 
   Reference: Javanmard et al., ICLR 2024, the instance-level loss.
   """
-  wide, targets, where = _prepare(predictions, targets, where)
-  return _mean(jnp.square(wide - targets[..., None]), where).astype(predictions.dtype)
+  bags = _squared(predictions, targets, where)
+  return bags.values(bags.mean(jnp.square(bags.array - bags.targets[..., None])))
 
 
 def within_bag_spread(predictions: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -86,8 +90,8 @@ def within_bag_spread(predictions: jax.Array, *, where: jax.Array | None = None)
 
   Reference: Javanmard et al., ICLR 2024, the regulariser that relates the two losses.
   """
-  wide, _, where = _prepare(predictions, None, where)
-  return _mean(jnp.square(wide - _mean(wide, where)[..., None]), where).astype(predictions.dtype)
+  bags = _squared(predictions, None, where)
+  return bags.values(_spread(bags))
 
 
 def interpolated_bag_squared_loss(
@@ -113,11 +117,9 @@ def interpolated_bag_squared_loss(
 
   Reference: Javanmard et al., ICLR 2024, the interpolating estimator.
   """
-  check_hyperparameter("rho", rho, low=0)
-  wide, targets, where = _prepare(predictions, targets, where)
-  mean = _mean(wide, where)
-  spread = _mean(jnp.square(wide - mean[..., None]), where)
-  return (jnp.square(mean - targets) + rho * spread).astype(predictions.dtype)
+  bags = _squared(predictions, targets, where)
+  check_hyperparameter("rho", rho, low=0, shape=bags.targets.shape)
+  return bags.values(jnp.square(bags.mean(bags.array) - bags.targets) + rho * _spread(bags))
 
 
 def bag_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -141,13 +143,8 @@ def bag_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where: jax.
 
   Reference: Javanmard et al., ICLR 2024, the bag-level loss for classification.
   """
-  log_probabilities, targets, where = _prepare_classes(logits, targets, where)
-  exists = None if where is None else where[..., None]
-  count = logits.shape[-2] if where is None else jnp.sum(exists, axis=-2)
-  total = jax.nn.logsumexp(log_probabilities, axis=-2, where=exists)
-  log_mean = total - jnp.log(jnp.asarray(count, total.dtype))
-  # A class that is not in the bag takes no part, however unlikely it is.
-  return -jnp.sum(targets * jnp.where(targets > 0, log_mean, 0), axis=-1).astype(logits.dtype)
+  bags = _classes(logits, targets, where)
+  return bags.values(_bag_cross_entropy(bags))
 
 
 def instance_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
@@ -171,10 +168,8 @@ def instance_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where:
 
   Reference: Javanmard et al., ICLR 2024, the instance-level loss for classification.
   """
-  log_probabilities, targets, where = _prepare_classes(logits, targets, where)
-  targets = targets[..., None, :]
-  terms = -jnp.sum(targets * jnp.where(targets > 0, log_probabilities, 0), axis=-1)
-  return _mean(terms, where).astype(logits.dtype)
+  bags = _classes(logits, targets, where)
+  return bags.values(_instance_cross_entropy(bags))
 
 
 def interpolated_bag_cross_entropy_loss(
@@ -201,38 +196,88 @@ def interpolated_bag_cross_entropy_loss(
 
   Reference: Javanmard et al., ICLR 2024, the interpolating estimator.
   """
-  check_hyperparameter("rho", rho, low=0, high=1)
-  bag = bag_cross_entropy_loss(logits, targets, where=where)
-  return ((1 - rho) * bag + rho * instance_cross_entropy_loss(logits, targets, where=where)).astype(logits.dtype)
+  bags = _classes(logits, targets, where)
+  check_hyperparameter("rho", rho, low=0, high=1, shape=bags.targets.shape[:-1])
+  return bags.values((1 - rho) * _bag_cross_entropy(bags) + rho * _instance_cross_entropy(bags))
 
 
-def _prepare(predictions, targets, where):
+class _Bags(NamedTuple):
+  """Bags as the losses compute with them."""
+
+  array: jax.Array  # predictions or log-probabilities, float32 at least; those of examples that do not exist are 0
+  targets: jax.Array | None
+  where: jax.Array | None  # booleans [..., bag_size], all of them true in an empty bag
+  exists: jax.Array | bool  # booleans [...]: which bags have an example
+  dtype: np.dtype  # of the result
+
+  def mean(self, values):
+    """The mean over the examples of each bag."""
+    return jnp.mean(values, axis=-1, where=self.where)
+
+  def values(self, values):
+    """A loss as it is returned: 0 for empty bags."""
+    return narrowed(jnp.where(self.exists, values, 0), self.dtype)
+
+
+def _spread(bags):
+  return bags.mean(jnp.square(bags.array - bags.mean(bags.array)[..., None]))
+
+
+def _bag_cross_entropy(bags):
+  exists = None if bags.where is None else bags.where[..., None]
+  total = jax.nn.logsumexp(bags.array, axis=-2, where=exists)
+  count = jnp.asarray(bags.array.shape[-2]) if bags.where is None else jnp.sum(bags.where, axis=-1)[..., None]
+  log_mean = total - jnp.log(count.astype(total.dtype))
+  # A class that is not in the bag takes no part, however unlikely it is.
+  return -jnp.sum(bags.targets * jnp.where(bags.targets > 0, log_mean, 0), axis=-1)
+
+
+def _instance_cross_entropy(bags):
+  targets = bags.targets[..., None, :]
+  return bags.mean(-jnp.sum(targets * jnp.where(targets > 0, bags.array, 0), axis=-1))
+
+
+def _squared(predictions, targets, where):
+  predictions = as_array("predictions", predictions)
   check_float("predictions", predictions)
-  if jnp.ndim(predictions) < 1:
+  if predictions.ndim < 1:
     raise ValueError("predictions must have an axis of the bag's examples, got a scalar.")
-  _check_targets(targets, jnp.shape(predictions)[:-1])
-  dtype = jnp.promote_types(predictions.dtype, jnp.float32)
-  where = None if where is None else jnp.broadcast_to(where, predictions.shape)
-  return predictions.astype(dtype), None if targets is None else targets.astype(dtype), where
+  wide = widened(predictions)
+  targets = None if targets is None else _prepared_targets(targets, predictions.shape[:-1], wide.dtype)
+  where, exists = _prepared_mask(where, predictions.shape)
+  return _Bags(wide if where is None else jnp.where(where, wide, 0), targets, where, exists, predictions.dtype)
 
 
-def _prepare_classes(logits, targets, where):
+def _classes(logits, targets, where):
+  logits = as_array("logits", logits)
   check_float("logits", logits)
-  if jnp.ndim(logits) < 2:
-    raise ValueError(f"logits must be [..., bag_size, classes], got shape {jnp.shape(logits)}.")
-  _check_targets(targets, (*jnp.shape(logits)[:-2], jnp.shape(logits)[-1]))
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  where = None if where is None else jnp.broadcast_to(where, logits.shape[:-1])
-  return jax.nn.log_softmax(logits.astype(dtype)), targets.astype(dtype), where
+  if logits.ndim < 2:
+    raise ValueError(f"logits must be [..., bag_size, classes], got shape {logits.shape}.")
+  wide = widened(logits)
+  targets = _prepared_targets(targets, (*logits.shape[:-2], logits.shape[-1]), wide.dtype)
+  where, exists = _prepared_mask(where, logits.shape[:-1])
+  if where is not None:
+    wide = jnp.where(where[..., None], wide, 0)
+  return _Bags(jax.nn.log_softmax(wide), targets, where, exists, logits.dtype)
 
 
-def _check_targets(targets, shape):
-  if targets is None:
-    return
+def _prepared_targets(targets, shape, dtype):
+  targets = as_array("targets", targets)
   check_float("targets", targets)
-  if jnp.shape(targets) != shape:
-    raise ValueError(f"targets must have the shape {shape}, one for each bag, got {jnp.shape(targets)}.")
+  if targets.shape != shape:
+    raise ValueError(f"targets must have the shape {shape}, one for each bag, got {targets.shape}.")
+  return targets.astype(dtype)
 
 
-def _mean(values, where):
-  return jnp.mean(values, axis=-1, where=where)
+def _prepared_mask(where, shape):
+  """The mask with the shape of the bags, and which bags are not empty."""
+  if where is None:
+    return None, shape[-1] > 0
+  where = as_array("where", where)
+  if where.dtype != bool or not broadcasts(where.shape, shape):
+    raise ValueError(
+      f"where must be boolean and broadcast against bags {shape}, got shape {where.shape} of dtype {where.dtype}."
+    )
+  where = jnp.broadcast_to(where, shape)
+  exists = jnp.any(where, axis=-1)
+  return where | ~exists[..., None], exists

@@ -1,11 +1,14 @@
 """Losses of the margin of a binary classifier with one logit, each one value per example."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import as_array, check_float, check_hyperparameter, dtype_of
+from jaxreg.losses.labelled_logits import counted_labels, narrowed, widened
 
 __all__ = [
   "MARGIN_LOSSES",
@@ -26,7 +29,7 @@ def binary_logistic_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Args:
     logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
+    labels: integers `[...]`, 0 or 1; others give a loss of 0.
 
   Returns:
     `[...]`.
@@ -37,7 +40,7 @@ def binary_logistic_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
     of margin losses).
   """
-  return optax.sigmoid_binary_cross_entropy(binary_margins(logits, labels), 1.0).astype(jnp.result_type(logits))
+  return _of_margins(logits, labels, lambda margins: optax.sigmoid_binary_cross_entropy(margins, 1.0))
 
 
 def binary_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -49,7 +52,7 @@ def binary_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Args:
     logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
+    labels: integers `[...]`, 0 or 1; others give a loss of 0.
 
   Returns:
     `[...]`.
@@ -60,7 +63,7 @@ def binary_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
     of margin losses).
   """
-  return optax.hinge_loss(binary_margins(logits, labels), 1.0).astype(jnp.result_type(logits))
+  return _of_margins(logits, labels, lambda margins: optax.hinge_loss(margins, 1.0))
 
 
 def binary_squared_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -72,7 +75,7 @@ def binary_squared_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array
 
   Args:
     logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
+    labels: integers `[...]`, 0 or 1; others give a loss of 0.
 
   Returns:
     `[...]`.
@@ -83,7 +86,7 @@ def binary_squared_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array
   Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
     of margin losses).
   """
-  return jnp.square(optax.hinge_loss(binary_margins(logits, labels), 1.0)).astype(jnp.result_type(logits))
+  return _of_margins(logits, labels, lambda margins: jnp.square(optax.hinge_loss(margins, 1.0)))
 
 
 def binary_exponential_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -95,7 +98,7 @@ def binary_exponential_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   Args:
     logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
+    labels: integers `[...]`, 0 or 1; others give a loss of 0.
 
   Returns:
     `[...]`.
@@ -106,10 +109,11 @@ def binary_exponential_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Reference: Bartlett, Jordan, McAuliffe, "Convexity, Classification, and Risk Bounds", JASA 2006, Section 1 (examples
     of margin losses).
   """
-  exponent = -binary_margins(logits, labels)
+  batch = binary_margins(logits, labels)
+  exponent = -batch.margins
   limit = log_limit(exponent.dtype)
   inside = jnp.exp(jnp.minimum(exponent, limit))
-  return jnp.where(exponent > limit, jnp.exp(limit) * (1 + exponent - limit), inside).astype(jnp.result_type(logits))
+  return batch.values(jnp.where(exponent > limit, jnp.exp(limit) * (1 + exponent - limit), inside))
 
 
 def binary_focal_loss(logits: jax.Array, labels: jax.Array, *, gamma: float | jax.Array = 2.0) -> jax.Array:
@@ -124,7 +128,7 @@ def binary_focal_loss(logits: jax.Array, labels: jax.Array, *, gamma: float | ja
 
   Args:
     logits: floating `[...]` or `[..., 1]`, positive for class 1.
-    labels: integers `[...]`, 0 or 1.
+    labels: integers `[...]`, 0 or 1; others give a loss of 0.
     gamma: non-negative; 0 is the logistic loss; may be traced.
 
   Returns:
@@ -135,10 +139,10 @@ def binary_focal_loss(logits: jax.Array, labels: jax.Array, *, gamma: float | ja
 
   Reference: Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.
   """
-  check_hyperparameter("gamma", gamma, low=0)
-  margins = binary_margins(logits, labels)
-  weight = jnp.exp(-jnp.asarray(gamma, margins.dtype) * jax.nn.softplus(margins))
-  return (weight * jax.nn.softplus(-margins)).astype(jnp.result_type(logits))
+  batch = binary_margins(logits, labels)
+  check_hyperparameter("gamma", gamma, low=0, shape=batch.margins.shape)
+  weight = jnp.exp(-jnp.asarray(gamma, batch.margins.dtype) * jax.nn.softplus(batch.margins))
+  return batch.values(weight * jax.nn.softplus(-batch.margins))
 
 
 MARGIN_LOSSES = {
@@ -150,12 +154,25 @@ MARGIN_LOSSES = {
 }
 
 
-def binary_margins(logits, labels):
-  """Margins in float32 at least, shaped like the labels."""
+class Margins(NamedTuple):
+  """Margins `(2 y - 1) logits` as the losses compute with them, each `[...]`."""
+
+  margins: jax.Array  # float32 at least; 0 where an example does not count
+  counted: jax.Array  # booleans
+  dtype: np.dtype  # of the logits as they came, and of the loss
+
+  def values(self, values):
+    """A loss as it is returned: 0 for examples that do not count, in the dtype of the logits."""
+    return narrowed(jnp.where(self.counted, values, 0), self.dtype)
+
+
+def binary_margins(logits, labels, where=None) -> Margins:
+  """Margins shaped like the labels; those other than 0 and 1 do not count, nor do examples outside `where`."""
+  logits, dtype = as_array("logits", logits), dtype_of("labels", labels)
   check_float("logits", logits)
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-    raise ValueError(f"labels must be integers, 0 or 1, got dtype {jnp.result_type(labels)}.")
-  logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+  if not jnp.issubdtype(dtype, jnp.integer):
+    raise ValueError(f"labels must be integers, 0 or 1, got dtype {dtype}.")
+  labels = as_array("labels", labels)
   if logits.shape == (*labels.shape, 1):
     logits = logits[..., 0]
   if logits.shape != labels.shape:
@@ -163,8 +180,22 @@ def binary_margins(logits, labels):
       f"labels must have the shape of logits, without a last axis of length one if there is one, got labels"
       f" {labels.shape} and logits {logits.shape}."
     )
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  return jnp.where(labels > 0, 1, -1).astype(dtype) * logits.astype(dtype)
+  labels, counted = counted_labels(labels, 2)
+  if where is not None:
+    where = as_array("where", where)
+    if where.shape != labels.shape or where.dtype != bool:
+      raise ValueError(
+        f"where must be boolean, one per label, expected shape {labels.shape}, got {where.shape} of dtype"
+        f" {where.dtype}."
+      )
+    counted &= where
+  wide = jnp.where(counted, widened(logits), 0)
+  return Margins(jnp.where(labels > 0, wide, -wide), counted, logits.dtype)
+
+
+def _of_margins(logits, labels, loss):
+  batch = binary_margins(logits, labels)
+  return batch.values(loss(batch.margins))
 
 
 def log_limit(dtype):

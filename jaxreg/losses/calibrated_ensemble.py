@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
+from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
 from jaxreg.losses.binary_margin import MARGIN_LOSSES, binary_margins, log_limit
 
 __all__ = [
@@ -44,9 +44,9 @@ def inverse_box_cox(values: jax.Array, *, box_cox: float | jax.Array = 0.0) -> j
   Reference: Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification",
     ICML 2025; the transform is that of the official code.
   """
+  values = as_array("values", values)
   check_float("values", values)
-  _check_finite("box_cox", box_cox)
-  values = jnp.asarray(values)
+  _check_finite("box_cox", box_cox, values.shape)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
   return _inverse_box_cox(values.astype(dtype), jnp.asarray(box_cox, dtype)).astype(values.dtype)
 
@@ -60,6 +60,7 @@ def ensloss_derivatives(
   clamp: float | jax.Array = 1.0,
   tail_power: float | jax.Array = 1.0,
   offset: float | jax.Array = 1e-6,
+  where: jax.Array | None = None,
 ) -> jax.Array:
   """Random derivatives `d_i = phi'(m_i)` of some convex, calibrated loss `phi`, at the margins of a batch.
 
@@ -81,6 +82,7 @@ def ensloss_derivatives(
     clamp: the steepest slope, positive.
     tail_power: non-negative; above 1 the tail is integrable by itself, whatever is drawn.
     offset: non-negative; what is subtracted so that no derivative is 0.
+    where: boolean `[batch]`, the examples that count: the others take part in no ranking and have derivative 0.
 
   Returns:
     `[batch]`, in `[-clamp - offset, -offset]` and non-decreasing in the margin.
@@ -91,12 +93,13 @@ def ensloss_derivatives(
   Reference: Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification",
     ICML 2025, the algorithm (conditions for a calibrated convex loss in terms of its derivative).
   """
+  margins = as_array("margins", margins)
   check_float("margins", margins)
-  if jnp.ndim(margins) != 1:
-    raise ValueError(f"margins must have one axis, of the batch, got shape {jnp.shape(margins)}; use vmap for more.")
-  margins = jnp.asarray(margins)
+  if margins.ndim != 1:
+    raise ValueError(f"margins must have one axis, of the batch, got shape {margins.shape}; use vmap for more.")
+  batch = binary_margins(margins, jnp.ones(margins.shape, jnp.int32), where)
   options = dict(box_cox=box_cox, clamp=clamp, tail_power=tail_power, offset=offset)
-  return _derivatives(margins, key, noise, None, **options).astype(margins.dtype)
+  return batch.values(_derivatives(batch, key, noise, None, **options))
 
 
 def ensloss(
@@ -109,6 +112,7 @@ def ensloss(
   clamp: float | jax.Array = 1.0,
   tail_power: float | jax.Array = 1.0,
   offset: float | jax.Array = 1e-6,
+  where: jax.Array | None = None,
   axis_name: str | None = None,
 ) -> jax.Array:
   """EnsLoss for binary classification: `stop_gradient(d_i) m_i` with margins `m` and random derivatives `d`.
@@ -126,13 +130,14 @@ def ensloss(
 
   Args:
     logits: floating `[batch]` or `[batch, 1]`, positive for class 1.
-    labels: integers `[batch]`, 0 or 1.
+    labels: integers `[batch]`, 0 or 1; examples with others do not count.
     key: threefry key; a new one at every step, else the loss is a fixed one. Exactly one of key and noise is given.
     noise: floating `[batch]` in place of standard normal draws; with `axis_name` each device's part of it.
     box_cox: lambda of the inverse Box-Cox transform, a real number; may be traced, and so may the other numbers.
     clamp: the steepest slope, positive.
     tail_power: non-negative power of the margin by which derivatives fall beyond margin 1.
     offset: non-negative; what is subtracted so that no derivative is 0.
+    where: boolean `[batch]`, the examples that count: the others take part in no ranking and have loss 0.
     axis_name: static; the mapped axis that splits the batch, if any.
 
   Returns:
@@ -144,11 +149,11 @@ def ensloss(
   Reference: Dai, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification",
     ICML 2025, the algorithm.
   """
-  margins = binary_margins(logits, labels)
-  if margins.ndim != 1:
+  batch = binary_margins(logits, labels, where)
+  if batch.margins.ndim != 1:
     raise ValueError(f"logits must be [batch] or [batch, 1] with labels [batch], got shape {jnp.shape(logits)}.")
   options = dict(box_cox=box_cox, clamp=clamp, tail_power=tail_power, offset=offset)
-  return (_derivatives(margins, key, noise, axis_name, **options) * margins).astype(jnp.result_type(logits))
+  return batch.values(_derivatives(batch, key, noise, axis_name, **options) * batch.margins)
 
 
 def is_calibrated_derivative(margins: jax.Array, derivatives: jax.Array) -> jax.Array:
@@ -226,32 +231,35 @@ def random_margin_loss_mixture(
   return jax.lax.switch(index, [MARGIN_LOSSES[name] for name in losses], jnp.asarray(logits), jnp.asarray(labels))
 
 
-def _derivatives(margins, key, noise, axis_name, *, box_cox, clamp, tail_power, offset):
-  """The derivatives at this device's margins, in float32 at least."""
+def _derivatives(batch, key, noise, axis_name, *, box_cox, clamp, tail_power, offset):
+  """The derivatives at this device's margins."""
   _check_finite("box_cox", box_cox)
-  check_hyperparameter("clamp", clamp, low=0, open_low=True)
-  check_hyperparameter("tail_power", tail_power, low=0)
-  check_hyperparameter("offset", offset, low=0)
+  check_hyperparameter("clamp", clamp, low=0, open_low=True, shape=())
+  check_hyperparameter("tail_power", tail_power, low=0, shape=())
+  check_hyperparameter("offset", offset, low=0, shape=())
   if (key is None) == (noise is None):
     raise ValueError("exactly one of key and noise must be given.")
   if noise is not None:
     check_float("noise", noise)
-    check_same_shape(margins=margins, noise=noise)
-  dtype = jnp.promote_types(margins.dtype, jnp.float32)
+    check_same_shape(margins=batch.margins, noise=noise)
+  margins, counted = jax.lax.stop_gradient(batch.margins), batch.counted
+  dtype, own = margins.dtype, margins.shape[0]
   box_cox, clamp, tail_power, offset = (jnp.asarray(x, dtype) for x in (box_cox, clamp, tail_power, offset))
-  own, everything = margins.shape[0], jax.lax.stop_gradient(margins).astype(dtype)
   if axis_name is not None:
-    everything = jax.lax.all_gather(everything, axis_name, tiled=True)
+    margins, counted = jax.lax.all_gather((margins, counted), axis_name, tiled=True)
   if noise is None:
-    noise = jax.random.normal(_first_key(key, axis_name), everything.shape, dtype)
+    noise = jax.random.normal(_first_key(key, axis_name), margins.shape, dtype)
   elif axis_name is not None:
     noise = jax.lax.all_gather(noise, axis_name, tiled=True)
-  slopes = jnp.sort(-jnp.minimum(_inverse_box_cox(jnp.asarray(noise, dtype), box_cox), clamp))
-  ranked = jnp.zeros_like(everything).at[jnp.argsort(everything)].set(slopes, unique_indices=True)
-  derivatives = ranked / jnp.maximum(everything, 1) ** tail_power - offset
+  slopes = -jnp.minimum(_inverse_box_cox(jnp.asarray(noise, dtype), box_cox), clamp)
+  # What does not count comes last in both orders.
+  slopes = jnp.sort(jnp.where(counted, slopes, jnp.inf))
+  order = jnp.lexsort((margins, ~counted))
+  ranked = jnp.zeros_like(margins).at[order].set(slopes, unique_indices=True)
+  derivatives = ranked / jnp.maximum(margins, 1) ** tail_power - offset
   if axis_name is not None:
     derivatives = jax.lax.dynamic_slice_in_dim(derivatives, jax.lax.axis_index(axis_name) * own, own)
-  return jax.lax.stop_gradient(derivatives)
+  return jax.lax.stop_gradient(jnp.where(batch.counted, derivatives, 0))
 
 
 def _inverse_box_cox(values, power):
@@ -276,5 +284,5 @@ def _first_key(key, axis_name):
   return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
 
 
-def _check_finite(name, value):
-  check_hyperparameter(name, value, low=-np.inf, high=np.inf, open_low=True, open_high=True)
+def _check_finite(name, value, shape=()):
+  check_hyperparameter(name, value, low=-np.inf, high=np.inf, open_low=True, open_high=True, shape=shape)

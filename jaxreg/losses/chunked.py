@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels
+from jaxreg.checks import as_array, check_float, check_integer_labels
 from jaxreg.losses.comp_sum import of_negative_log
-from jaxreg.losses.label_dro import NORMALIZATIONS, bounded_temperature, inverse_scale
+from jaxreg.losses.label_dro import NORMALIZATIONS, bounded_temperature, divisor, inverse_scale
+from jaxreg.losses.labelled_logits import Labelled, counted_labels, only_counted, widened
 from jaxreg.losses.stablemax import remap
 
 __all__ = ["OutputLayer", "chunked_comp_sum_loss", "chunked_ldr_kl_loss", "chunked_stablemax_cross_entropy"]
@@ -63,10 +64,10 @@ def chunked_comp_sum_loss(
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the comp-sum family (Section 3).
   """
-  check_hyperparameter("tau", tau, low=0)
-  _check(outputs, labels, chunk_size)
-  log_sum, sums = _reduce(_terms_of_logits, chunk_size, labels, {}, outputs)
-  return of_negative_log(_log1p_exp(log_sum, sums["own"]), tau).astype(_dtype(outputs))
+  outputs, batch = _prepare(outputs, labels, chunk_size)
+  tau = batch.hyperparameter("tau", tau, low=0)
+  log_sum, sums = _reduce(_terms_of_logits, chunk_size, batch.labels, {}, outputs)
+  return batch.values(of_negative_log(_log1p_exp(log_sum, sums["own"]), tau))
 
 
 def chunked_stablemax_cross_entropy(
@@ -91,9 +92,9 @@ def chunked_stablemax_cross_entropy(
 
   Reference: Prieto, Barsbey, Mediano, Birdal, "Grokking at the Edge of Numerical Stability", ICLR 2025, Section 4.1.
   """
-  _check(outputs, labels, chunk_size)
-  log_sum, sums = _reduce(_terms_of_stablemax, chunk_size, labels, {}, outputs)
-  return _log1p_exp(log_sum, remap(sums["own"])).astype(_dtype(outputs))
+  outputs, batch = _prepare(outputs, labels, chunk_size)
+  log_sum, sums = _reduce(_terms_of_stablemax, chunk_size, batch.labels, {}, outputs)
+  return batch.values(_log1p_exp(log_sum, remap(sums["own"])))
 
 
 def chunked_ldr_kl_loss(
@@ -128,21 +129,20 @@ def chunked_ldr_kl_loss(
   Reference: Zhu, Ying, Yang, "Label Distributionally Robust Losses for Multi-class Classification", ICML 2023, the
     LDR-KL loss.
   """
-  check_hyperparameter("temperature", temperature, low=0)
-  check_hyperparameter("margin", margin, low=0)
   if normalize not in NORMALIZATIONS:
     raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
-  _check(outputs, labels, chunk_size)
+  outputs, batch = _prepare(outputs, labels, chunk_size)
+  temperature = batch.hyperparameter("temperature", temperature, low=0)
+  margin, labels = batch.hyperparameter("margin", margin, low=0), batch.labels
   classes, score = _classes(outputs), _SCORES[normalize]
   # A constant of the gradient, close to which the powers are summed: see `_terms_of_ldr`.
   reference = jax.lax.stop_gradient(score(_own_logits(outputs, labels)))
   mean = jnp.ones((), reference.dtype)
   if normalize is not None:
     mean = _reduce(_MEANS[normalize], chunk_size, labels, {}, outputs)[1]["size"] / classes
-    mean = jnp.where(mean > 0, mean, 1)
-  temperature = jnp.broadcast_to(jnp.asarray(temperature, reference.dtype), labels.shape)
-  temperature = bounded_temperature(temperature, reference.dtype)
-  rate, shift = inverse_scale(mean, temperature), jnp.asarray(margin, reference.dtype) / temperature
+    mean = divisor(mean)
+  temperature = bounded_temperature(jnp.broadcast_to(temperature, labels.shape), reference.dtype)
+  rate, shift = inverse_scale(mean, temperature), margin / temperature
   rows = {"rate": rate, "shift": shift, "reference": reference}
   log_sum, sums = _reduce(functools.partial(_terms_of_ldr, score), chunk_size, labels, rows, outputs)
   own = (reference - score(sums["own"])) * rate  # zero, with a derivative
@@ -155,7 +155,7 @@ def chunked_ldr_kl_loss(
     jnp.log1p(jnp.where(near, excess, 0)),
     _log1p_exp(log_sum, -own) - jnp.log(jnp.asarray(classes, reference.dtype)),
   )
-  return (temperature * log_mean).astype(_dtype(outputs))
+  return batch.values(temperature * log_mean)
 
 
 class _LogSum(NamedTuple):
@@ -205,21 +205,35 @@ def _softplus_of_logits(rows, logits, is_label):
 _MEANS = {"l1_mean": _absolute, "softplus_mean": _softplus_of_logits}
 
 
-def _check(outputs, labels, chunk_size):
-  if isinstance(outputs, OutputLayer):
-    features, kernel, bias = outputs
-    check_float("features", features)
-    check_float("kernel", kernel)
-    if jnp.ndim(kernel) != 2 or jnp.ndim(features) < 1 or jnp.shape(features)[-1] != jnp.shape(kernel)[0]:
-      raise ValueError(
-        f"kernel must be [features, classes] for features of shape {jnp.shape(features)}, got {jnp.shape(kernel)}."
-      )
-    if bias is not None and jnp.shape(bias) != jnp.shape(kernel)[1:]:
-      raise ValueError(f"bias must have the shape {jnp.shape(kernel)[1:]}, got {jnp.shape(bias)}.")
-  logits = jax.eval_shape(_logits, outputs)
-  check_integer_labels(logits, labels)
+def _prepare(outputs, labels, chunk_size) -> tuple[jax.Array | OutputLayer, Labelled]:
+  """Checked outputs, in which examples that do not count are zeros, and what `labelled` says of them."""
   if not 1 <= chunk_size:
     raise ValueError(f"chunk_size must be positive, got {chunk_size}.")
+  if isinstance(outputs, OutputLayer):
+    outputs = OutputLayer(*(leaf if leaf is None else as_array(name, leaf) for name, leaf in outputs._asdict().items()))
+    _check_layer(outputs)
+  else:
+    outputs = as_array("logits", outputs)
+  labels, logits = as_array("labels", labels), jax.eval_shape(_logits, outputs)
+  check_integer_labels(logits, labels)
+  labels, counted = counted_labels(labels, logits.shape[-1])
+  if isinstance(outputs, OutputLayer):  # what is no number would reach the kernel's gradient
+    outputs = outputs._replace(features=jnp.where(counted[..., None], outputs.features, 0))
+  else:
+    outputs = only_counted(outputs, counted)
+  return outputs, Labelled(logits, labels, None, counted, logits.dtype)
+
+
+def _check_layer(outputs):
+  features, kernel, bias = outputs
+  check_float("features", features)
+  check_float("kernel", kernel)
+  if jnp.ndim(kernel) != 2 or jnp.ndim(features) < 1 or jnp.shape(features)[-1] != jnp.shape(kernel)[0]:
+    raise ValueError(
+      f"kernel must be [features, classes] for features of shape {jnp.shape(features)}, got {jnp.shape(kernel)}."
+    )
+  if bias is not None and jnp.shape(bias) != jnp.shape(kernel)[1:]:
+    raise ValueError(f"bias must have the shape {jnp.shape(kernel)[1:]}, got {jnp.shape(bias)}.")
 
 
 def _logits(outputs):
@@ -229,25 +243,17 @@ def _logits(outputs):
   return logits if outputs.bias is None else logits + outputs.bias
 
 
-def _dtype(outputs):
-  return jax.eval_shape(_logits, outputs).dtype
-
-
 def _classes(outputs):
   return (outputs.kernel if isinstance(outputs, OutputLayer) else outputs).shape[-1]
-
-
-def _wide(array):
-  return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _own_logits(outputs, labels):
   """The label's logits."""
   if not isinstance(outputs, OutputLayer):
-    return _wide(jnp.take_along_axis(outputs, labels[..., None], axis=-1)[..., 0])
+    return widened(jnp.take_along_axis(outputs, labels[..., None], axis=-1)[..., 0])
   kernel = jnp.moveaxis(outputs.kernel[:, labels], 0, -1)
   logits = jnp.einsum("...f,...f->...", outputs.features, kernel)
-  return _wide(logits if outputs.bias is None else logits + outputs.bias[labels])
+  return widened(logits if outputs.bias is None else logits + outputs.bias[labels])
 
 
 def _reduce(terms, chunk_size: int, labels, rows, outputs):
@@ -311,7 +317,7 @@ def _map_classes(function, outputs, *others):
 
 
 def _masked(terms, labels, rows, part, columns, new):
-  exponents, sums = terms(rows, _wide(_logits(part)), columns == labels[:, None])
+  exponents, sums = terms(rows, widened(_logits(part)), columns == labels[:, None])
   if exponents is not None:
     exponents = jnp.where(new, exponents, _EXCLUDED)
   return exponents, jax.tree.map(lambda term: jnp.where(new, term, 0), sums)
@@ -340,7 +346,7 @@ def _backward(terms, chunk_size, residuals, cotangents):
 
   zeros = jax.tree.map(jnp.zeros_like, (rows, outputs))
   if isinstance(outputs, OutputLayer):  # many small parts are added up
-    zeros = zeros[0], zeros[1]._replace(features=_wide(zeros[1].features))
+    zeros = zeros[0], zeros[1]._replace(features=widened(zeros[1].features))
   rows_bar, outputs_bar = jax.lax.fori_loop(0, _count(outputs, chunk_size), body, zeros)
   return None, rows_bar, jax.tree.map(lambda bar, x: bar.astype(x.dtype), outputs_bar, outputs)
 

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
-from jaxreg.losses.softmax_family import label_log_probability, softmax_statistics
+from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
+from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed, widened
+from jaxreg.losses.softmax_family import label_log_probability, label_statistics
 
 __all__ = [
   "comp_sum_loss",
@@ -45,14 +46,10 @@ def comp_sum_loss(
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the comp-sum family (Section 3).
   """
-  check_integer_labels(logits, labels, axis=axis)
-  check_hyperparameter("tau", tau, low=0)
-  wide = jnp.moveaxis(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis, -1)
-  if where is not None:
-    where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  tau = batch.hyperparameter("tau", tau, low=0)
   # Not rounded to the size of the logits, as the difference of a log-sum-exp and the label's logit would be.
-  nll = -softmax_statistics(wide, jnp.asarray(labels), where).log_label
-  return of_negative_log(nll, tau).astype(logits.dtype)
+  return batch.values(of_negative_log(-label_statistics(batch).log_label, tau))
 
 
 def comp_sum_loss_with_soft_labels(
@@ -81,16 +78,17 @@ def comp_sum_loss_with_soft_labels(
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the conditional risk of the comp-sum family (Section 3).
   """
-  check_float("logits", logits)
+  logits, labels = as_array("logits", logits), as_array("labels", labels)
   check_float("labels", labels)
   check_same_shape(logits=logits, labels=labels)
-  check_hyperparameter("tau", tau, low=0)
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  nll = -jax.nn.log_softmax(logits.astype(dtype), axis=axis, where=where)
+  wide, where = classes_last(logits, axis=axis, where=where)
+  check_hyperparameter("tau", tau, low=0, shape=wide.shape[:-1])
+  nll = -jax.nn.log_softmax(wide, where=where)
   if where is not None:  # what takes no part is infinitely unlikely
     nll = jnp.where(where, nll, 0)
-  losses = of_negative_log(nll, jnp.expand_dims(tau, axis) if jnp.ndim(tau) else tau)
-  return jnp.sum(labels.astype(dtype) * losses, axis=axis, where=where).astype(logits.dtype)
+  losses = of_negative_log(nll, jnp.expand_dims(tau, -1) if jnp.ndim(tau) else tau)
+  labels = jnp.moveaxis(labels, axis, -1).astype(wide.dtype)
+  return narrowed(jnp.sum(labels * losses, axis=-1, where=where), logits.dtype)
 
 
 def comp_sum_outer(values: jax.Array, *, tau: float | jax.Array) -> jax.Array:
@@ -115,10 +113,10 @@ def comp_sum_outer(values: jax.Array, *, tau: float | jax.Array) -> jax.Array:
   Reference: Mao, Mohri, Zhong, "Cross-Entropy Loss Functions: Theoretical Analysis and Applications", ICML 2023,
     the functions composed with the sum (Section 3).
   """
+  values = as_array("values", values)
   check_float("values", values)
-  check_hyperparameter("tau", tau, low=0)
-  dtype = jnp.promote_types(jnp.result_type(values), jnp.float32)
-  return of_negative_log(jnp.log1p(jnp.asarray(values, dtype)), tau).astype(jnp.result_type(values))
+  check_hyperparameter("tau", tau, low=0, shape=values.shape)
+  return narrowed(of_negative_log(jnp.log1p(widened(values)), tau), values.dtype)
 
 
 def generalized_cross_entropy_loss(
@@ -146,17 +144,27 @@ def generalized_cross_entropy_loss(
   Reference: Zhang, Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels",
     NeurIPS 2018, equation 6.
   """
-  check_hyperparameter("q", q, low=0, high=1)
-  return comp_sum_loss(logits, labels, tau=1 + q, axis=axis, where=where)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  q = batch.hyperparameter("q", q, low=0, high=1)
+  return batch.values(power_of_negative_log(-label_statistics(batch).log_label, -q))
 
 
 def of_negative_log(nll: jax.Array, tau) -> jax.Array:
   """`(exp((1 - tau) nll) - 1) / (1 - tau)`, and `nll` at `tau = 1`."""
-  gap = 1 - jnp.asarray(tau, nll.dtype)
-  logistic = gap == 0
-  safe = jnp.where(logistic, 1, gap)
-  # The series at gap = 0 has the right derivative with respect to tau as well.
-  return jnp.where(logistic, nll + gap * nll**2 / 2, _expm1_with_tangent(safe * nll) / safe)
+  return power_of_negative_log(nll, 1 - jnp.asarray(tau, nll.dtype))
+
+
+def power_of_negative_log(nll: jax.Array, gap) -> jax.Array:
+  """`(exp(gap nll) - 1) / gap`, and `nll` at `gap = 0`, with the right derivatives in both."""
+  exponent = gap * nll
+  # The derivative in the gap would cancel; next to zero it comes from the series of expm1(x) / x.
+  small = jnp.abs(exponent) < 0.1
+  x = jnp.where(small, exponent, 0)
+  series = 1.0
+  for order in range(11, 1, -1):
+    series = 1 + series * x / order
+  safe = jnp.where(gap == 0, 1, gap)
+  return jnp.where(small, nll * series, _expm1_with_tangent(jnp.where(small, 1, exponent)) / safe)
 
 
 def _expm1_with_tangent(exponent: jax.Array) -> jax.Array:
@@ -202,12 +210,8 @@ def truncated_generalized_cross_entropy_loss(
   Reference: Zhang, Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels",
     NeurIPS 2018, the truncated loss (Section 3.3).
   """
-  check_hyperparameter("q", q, low=0, high=1)
-  check_hyperparameter("threshold", threshold, low=0, high=1, open_high=True)
-  log_p = label_log_probability(logits, labels, axis, where)
-  log_p = jnp.maximum(log_p, jnp.log(jnp.asarray(threshold, log_p.dtype)))
-  q = jnp.asarray(q, log_p.dtype)
-  safe = jnp.where(q > 0, q, 1)
-  # The series at q = 0 has the right derivative with respect to q as well.
-  value = jnp.where(q > 0, -jnp.expm1(safe * log_p) / safe, -log_p - q * log_p**2 / 2)
-  return value.astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  q = batch.hyperparameter("q", q, low=0, high=1)
+  threshold = batch.hyperparameter("threshold", threshold, low=0, high=1, open_high=True)
+  log_p = jnp.maximum(label_log_probability(batch), jnp.log(threshold))
+  return batch.values(power_of_negative_log(-log_p, -q))

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_hyperparameter, check_integer_labels, check_same_shape
+from jaxreg.losses.labelled_logits import labelled
 
 __all__ = ["self_distillation_squared_loss"]
 
@@ -45,13 +45,11 @@ def self_distillation_squared_loss(
   Reference: Borup, Andersen, "Even your Teacher Needs Guidance: Ground-Truth Targets Dampen Regularization Imposed by
     Self-Distillation", NeurIPS 2021, the loss for networks (as in the official code).
   """
-  check_integer_labels(logits, labels, axis=axis)
-  check_same_shape(logits=logits, teacher_logits=teacher_logits)
-  check_hyperparameter("target_weight", target_weight, low=0, high=1)
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  student = jax.nn.softmax(logits.astype(dtype), axis=axis, where=where)
-  teacher = jax.lax.stop_gradient(jax.nn.softmax(teacher_logits.astype(dtype), axis=axis, where=where))
-  truth = jax.nn.one_hot(labels, logits.shape[axis], axis=axis, dtype=dtype)
-  squared = lambda target: jnp.mean(jnp.square(student - target), axis=axis, where=where)
-  weight = jnp.asarray(target_weight, dtype)
-  return (weight * squared(truth) + (1 - weight) * squared(teacher)).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  teacher = batch.other_logits("teacher_logits", teacher_logits, axis)
+  weight = batch.hyperparameter("target_weight", target_weight, low=0, high=1)
+  student = jax.nn.softmax(batch.logits, where=batch.where)
+  teacher = jax.lax.stop_gradient(jax.nn.softmax(teacher, where=batch.where))
+  truth = jax.nn.one_hot(batch.labels, student.shape[-1], dtype=student.dtype)
+  squared = lambda target: jnp.mean(jnp.square(student - target), axis=-1, where=batch.where)
+  return batch.values(weight * squared(truth) + (1 - weight) * squared(teacher))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
-from jaxreg.losses.example_table import check_ids, gather_rows, update_rows
+from jaxreg.checks import as_array, check_float, check_hyperparameter, check_integer_labels, check_same_shape
+from jaxreg.losses.example_table import check_state, gather_rows, only_examples, pooled_rows, set_rows, table_ids
+from jaxreg.losses.labelled_logits import labelled, narrowed, widened, widened_integers
 from jaxreg.losses.softmax_family import of_label
 
 __all__ = [
@@ -22,26 +23,40 @@ __all__ = [
 
 
 class ELRState(NamedTuple):
-  """The targets of all examples, `[examples, classes]`: moving averages of predictions, starting at zero."""
+  """The targets of all examples: moving averages of predictions, starting at zero.
+
+  `[examples, classes]`; or `[examples, k]`, of the k classes with the largest targets, where `classes` says which.
+  """
 
   targets: jax.Array
+  classes: jax.Array | None = None  # integers [examples, k]
 
 
-def elr_init(num_examples: int, num_classes: int, *, dtype=jnp.float32) -> ELRState:
+def elr_init(num_examples: int, num_classes: int, *, top_k: int | None = None, dtype=jnp.float32) -> ELRState:
   """Zero targets for every example.
 
-  >>> elr_init(100, 10).targets.shape
-  (100, 10)
+  >>> elr_init(100, 10).targets.shape, elr_init(1000, 300, top_k=5).targets.shape
+  ((100, 10), (1000, 5))
 
   Args:
     num_examples: size of the data set; ids index it.
     num_classes: number of classes.
+    top_k: static; how many of an example's targets are kept between its visits, the others being forgotten (taken as
+      0); None keeps all. For many classes: 1.3 million examples of 1,000 classes take 5 GB, their best ten 0.1 GB.
     dtype: storage dtype; bfloat16 halves the memory, updates are computed in float32 all the same.
 
   Returns:
     An `ELRState`.
+
+  Raises:
+    ValueError: when `top_k` is not between 1 and `num_classes`.
   """
-  return ELRState(jnp.zeros((num_examples, num_classes), dtype))
+  if top_k is None:
+    return ELRState(jnp.zeros((num_examples, num_classes), dtype))
+  if not 1 <= top_k <= num_classes:
+    raise ValueError(f"top_k must lie in [1, {num_classes}], the number of classes, got {top_k}.")
+  classes = jnp.broadcast_to(jnp.arange(top_k, dtype=jnp.int32), (num_examples, top_k))
+  return ELRState(jnp.zeros((num_examples, top_k), dtype), classes)
 
 
 def elr_regularizer(probabilities: jax.Array, targets: jax.Array, *, clip: float = 1e-4) -> jax.Array:
@@ -67,12 +82,13 @@ def elr_regularizer(probabilities: jax.Array, targets: jax.Array, *, clip: float
   Reference: Liu, Niles-Weed, Razavian, Fernandez-Granda, "Early-Learning Regularization Prevents Memorization of Noisy
     Labels", NeurIPS 2020, equation 6.
   """
+  probabilities, targets = as_array("probabilities", probabilities), as_array("targets", targets)
   check_float("probabilities", probabilities)
   check_same_shape(probabilities=probabilities, targets=targets)
-  check_hyperparameter("clip", clip, low=0, high=0.5, open_high=True)
-  dtype = jnp.promote_types(probabilities.dtype, jnp.float32)
-  inner = _inner(probabilities.astype(dtype), jax.lax.stop_gradient(targets).astype(dtype), clip)
-  return jnp.log1p(-jnp.minimum(inner, _bound(clip, dtype))).astype(probabilities.dtype)
+  check_hyperparameter("clip", clip, low=0, high=0.5, open_high=True, shape=())
+  wide = widened(probabilities)
+  inner = _inner(wide, jax.lax.stop_gradient(targets).astype(wide.dtype), clip)
+  return narrowed(jnp.log1p(-jnp.minimum(inner, _bound(clip, wide.dtype))), probabilities.dtype)
 
 
 def elr_loss(
@@ -84,6 +100,8 @@ def elr_loss(
   momentum: float | jax.Array = 0.7,
   weight: float | jax.Array = 3.0,
   clip: float = 1e-4,
+  where: jax.Array | None = None,
+  unique_ids: bool = False,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, ELRState]:
   """Cross-entropy plus `weight * log(1 - <p, t>)`, the targets `t` of the batch being updated first.
@@ -101,11 +119,15 @@ def elr_loss(
   Args:
     logits: floating `[..., classes]`.
     labels: integers `[...]`.
-    ids: integers `[...]`, each example's index in the data set, none twice in a batch.
+    ids: integers `[...]`, each example's index in the data set; see `update_rows` for those outside the table and
+      those that occur twice. An example outside the table has zero targets before its update.
     state: from `elr_init` or the step before; keep it in checkpoints.
     momentum: in [0, 1]; the paper's beta.
     weight: non-negative; the paper's lambda.
     clip: probabilities are clipped to `[clip, 1 - clip]`, with zero gradient outside.
+    where: boolean `[...]`, the examples that count: the others have loss 0 and change no targets, as have those whose
+      label is outside `[0, classes)`.
+    unique_ids: static; see `update_rows`.
     axis_name: static; under `pmap` or `shard_map`, the axis that splits the batch.
 
   Returns:
@@ -116,13 +138,14 @@ def elr_loss(
 
   Reference: Liu et al., NeurIPS 2020, equations 6 and 9.
   """
-  check_integer_labels(logits, labels)
-  _check(logits, labels, ids, state, momentum, weight, clip)
-  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  probabilities = jax.nn.softmax(wide)
-  targets = _moving_average(gather_rows(state.targets, ids), _normalized(_clip(probabilities, clip)), momentum)
-  values = _regularized_cross_entropy(wide, labels, targets, jnp.asarray(weight, wide.dtype), clip)
-  return values.astype(logits.dtype), ELRState(update_rows(state.targets, ids, targets, axis_name=axis_name))
+  batch = only_examples(labelled(logits, labels), where)
+  ids = _checked(batch, ids, state, momentum, clip)
+  weight = batch.hyperparameter("weight", weight, low=0)
+  probabilities = jax.nn.softmax(batch.logits)
+  old = _gather(state, ids, batch.logits.shape[-1])
+  targets = _moving_average(old, _normalized(_clip(probabilities, clip)), momentum)
+  values = _regularized_cross_entropy(batch.logits, batch.labels, targets, weight, clip)
+  return batch.values(values), _update(state, ids, targets, unique_ids, axis_name)
 
 
 def elr_plus_loss(
@@ -138,6 +161,9 @@ def elr_plus_loss(
   weight: float | jax.Array = 3.0,
   ramp: float | jax.Array = 1.0,
   clip: float = 1e-4,
+  reweight_labels: bool = False,
+  where: jax.Array | None = None,
+  unique_ids: bool = False,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, ELRState]:
   """The loss of one of ELR+'s two networks on a mixed batch, with targets from the other's averaged weights.
@@ -166,6 +192,10 @@ def elr_plus_loss(
     weight: non-negative.
     ramp: in [0, 1]; see `sigmoid_rampup`.
     clip: see `elr_loss`.
+    reweight_labels: static; whether labels `y` are replaced by `y q / sum(y q)`, as the official code does for data of
+      100 classes (it is not in the paper). Where the product is 0 for all classes the labels stay.
+    where: boolean `[batch]`, the examples that count, see `elr_loss`.
+    unique_ids: static; see `update_rows`.
     axis_name: static; under `pmap` or `shard_map`, the axis that splits the batch; mixing stays within each part.
 
   Returns:
@@ -176,19 +206,32 @@ def elr_plus_loss(
 
   Reference: Liu et al., NeurIPS 2020, Section 4.4 and the official ELR+ loss.
   """
+  logits, soft_labels, teacher_logits = (
+    as_array(name, value)
+    for name, value in (("logits", logits), ("soft_labels", soft_labels), ("teacher_logits", teacher_logits))
+  )
   check_float("logits", logits)
   check_same_shape(logits=logits, soft_labels=soft_labels, teacher_logits=teacher_logits)
+  if logits.ndim != 2:
+    raise ValueError(f"logits must be [batch, classes], got shape {logits.shape}; use vmap for more.")
+  # Labels are dense here: of integer ones only the examples that count are left.
+  batch = only_examples(labelled(logits, jnp.zeros(logits.shape[:-1], jnp.int32)), where)
   check_same_shape(ids=ids, permutation=permutation)
-  check_hyperparameter("coefficient", coefficient, low=0, high=1)
-  check_hyperparameter("ramp", ramp, low=0, high=1)
-  _check(logits, jnp.zeros(logits.shape[:-1], jnp.int32), ids, state, momentum, weight, clip)
-  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  teacher = jax.lax.stop_gradient(jax.nn.softmax(teacher_logits.astype(wide.dtype)))
-  targets = _moving_average(gather_rows(state.targets, ids), teacher, momentum)
+  coefficient = batch.hyperparameter("coefficient", coefficient, low=0, high=1, scalar=True)
+  ramp = batch.hyperparameter("ramp", ramp, low=0, high=1, scalar=True)
+  weight = batch.hyperparameter("weight", weight, low=0)
+  ids = _checked(batch, ids, state, momentum, clip)
+  teacher = jnp.where(batch.counted[..., None], widened(teacher_logits), 0)
+  targets = _moving_average(_gather(state, ids, logits.shape[-1]), jax.nn.softmax(teacher), momentum)
   mixed = coefficient * targets + (1 - coefficient) * targets[permutation]
-  values = optax.softmax_cross_entropy(wide, soft_labels.astype(wide.dtype))
-  values += ramp * weight * elr_regularizer(jax.nn.softmax(wide), mixed, clip=clip)
-  return values.astype(logits.dtype), ELRState(update_rows(state.targets, ids, targets, axis_name=axis_name))
+  soft_labels = jnp.where(batch.counted[..., None], soft_labels.astype(mixed.dtype), 0)
+  if reweight_labels:
+    product = soft_labels * mixed
+    total = jnp.sum(product, axis=-1, keepdims=True)
+    soft_labels = jnp.where(total > 0, product / jnp.where(total > 0, total, 1), soft_labels)
+  values = optax.softmax_cross_entropy(batch.logits, soft_labels)
+  values += ramp * weight * elr_regularizer(jax.nn.softmax(batch.logits), mixed, clip=clip)
+  return batch.values(values), _update(state, ids, targets, unique_ids, axis_name)
 
 
 def sigmoid_rampup(step: int | jax.Array, *, length: int | jax.Array) -> jax.Array:
@@ -202,10 +245,10 @@ def sigmoid_rampup(step: int | jax.Array, *, length: int | jax.Array) -> jax.Arr
     length: non-negative number of steps.
 
   Returns:
-    A float32 scalar.
+    A scalar in float32, or in float64 where that is enabled.
   """
   check_hyperparameter("length", length, low=0)
-  length = jnp.asarray(length, jnp.float32)
+  length = jnp.asarray(length, jnp.promote_types(jnp.result_type(float), jnp.float32))
   fraction = jnp.where(length > 0, jnp.clip(step, 0, length) / jnp.maximum(length, 1e-30), 1)
   return jnp.exp(-5 * (1 - fraction) ** 2)
 
@@ -227,8 +270,14 @@ def noisy_label_candidates(state: ELRState, labels: jax.Array) -> jax.Array:
   Raises:
     ValueError: unless there is one integer label for each example.
   """
-  check_integer_labels(state.targets, labels)
-  return state.targets.argmax(-1) != labels
+  check_state(state, ELRState)
+  targets, labels = as_array("state", state.targets), as_array("labels", labels)
+  check_integer_labels(targets, labels)
+  labels = widened_integers(labels)
+  best = targets.argmax(-1)
+  if state.classes is not None:
+    best = of_label(as_array("state", state.classes), best)[..., 0]
+  return best != labels
 
 
 @jax.custom_jvp
@@ -264,13 +313,36 @@ def _bound(clip, dtype):
   return 1 - jnp.maximum(jnp.asarray(clip, dtype), jnp.finfo(dtype).eps) / 2
 
 
-def _check(logits, labels, ids, state, momentum, weight, clip):
-  check_ids(ids, labels)
-  if state.targets.shape[-1] != logits.shape[-1]:
-    raise ValueError(f"state must have targets for {logits.shape[-1]} classes, got {state.targets.shape[-1]}.")
-  check_hyperparameter("momentum", momentum, low=0, high=1)
-  check_hyperparameter("weight", weight, low=0)
-  check_hyperparameter("clip", clip, low=0, high=0.5, open_high=True)
+def _checked(batch, ids, state, momentum, clip):
+  """Ids that index the table, after checks of what the losses share."""
+  check_state(state, ELRState)
+  shape, classes = jnp.shape(state.targets), batch.logits.shape[-1]
+  if len(shape) != 2 or (state.classes is None and shape[1] != classes):
+    raise ValueError(f"state must have targets for {classes} classes, [examples, classes], got shape {shape}.")
+  check_hyperparameter("momentum", momentum, low=0, high=1, shape=())
+  check_hyperparameter("clip", clip, low=0, high=0.5, open_high=True, shape=())
+  return table_ids(ids, batch.labels.shape, shape[0], batch.counted)
+
+
+def _gather(state, ids, num_classes):
+  """The targets of some examples, `[..., classes]`."""
+  rows = gather_rows(as_array("state", state.targets), ids)
+  if state.classes is None:
+    return rows
+  flat = rows.reshape(-1, rows.shape[-1])
+  classes = as_array("state", state.classes)[jnp.where(ids < 0, 0, ids)].reshape(flat.shape)
+  place = jax.vmap(lambda values, classes: jnp.zeros(num_classes, flat.dtype).at[classes].set(values))
+  return place(flat, classes).reshape(*ids.shape, num_classes)
+
+
+def _update(state, ids, targets, unique_ids, axis_name):
+  """The state with the targets of some examples replaced; see `update_rows`."""
+  table = as_array("state", state.targets)
+  ids, targets = pooled_rows(ids, targets, table.shape[0], unique_ids=unique_ids, axis_name=axis_name)
+  if state.classes is None:
+    return ELRState(set_rows(table, ids, targets))
+  targets, classes = jax.lax.top_k(targets, table.shape[1])
+  return ELRState(set_rows(table, ids, targets), set_rows(as_array("state", state.classes), ids, classes))
 
 
 def _clip(probabilities: jax.Array, clip: float) -> jax.Array:

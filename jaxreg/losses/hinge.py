@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_hyperparameter
-from jaxreg.losses.softmax_family import classes_last, of_label, with_label
+from jaxreg.losses.labelled_logits import labelled
+from jaxreg.losses.softmax_family import of_label, with_label
 
 __all__ = ["crammer_singer_loss", "weston_watkins_loss"]
 
@@ -38,11 +38,10 @@ def crammer_singer_loss(
 
   Reference: Crammer, Singer, "On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines", JMLR 2001.
   """
-  check_hyperparameter("margin", margin, low=0)
-  wide, where = classes_last(logits, labels, axis, where)
-  wide = wide if where is None else jnp.where(where, wide, jnp.finfo(wide.dtype).min)
-  violation = margin + (_largest_other(wide, labels) - of_label(wide, labels))[..., 0]
-  return jax.nn.relu(violation).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  margin, wide = batch.hyperparameter("margin", margin, low=0), _lowest_where_masked(batch)
+  violation = margin + (_largest_other(wide, batch.labels) - of_label(wide, batch.labels))[..., 0]
+  return batch.values(jax.nn.relu(violation))
 
 
 def weston_watkins_loss(
@@ -76,12 +75,15 @@ def weston_watkins_loss(
 
   Reference: Weston, Watkins, "Support Vector Machines for Multi-class Pattern Recognition", ESANN 1999.
   """
-  check_hyperparameter("margin", margin, low=0)
-  wide, where = classes_last(logits, labels, axis, where)
-  count = wide.shape[-1]
-  if where is not None:
-    wide, count = jnp.where(where, wide, jnp.finfo(wide.dtype).min), jnp.sum(where, axis=-1)
-  return (_violations(wide, labels, jnp.asarray(margin, wide.dtype)) / count).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  margin = batch.hyperparameter("margin", margin, low=0, scalar=True)
+  count = batch.logits.shape[-1] if batch.where is None else jnp.sum(batch.where, axis=-1)
+  return batch.values(_violations(_lowest_where_masked(batch), batch.labels, margin) / count)
+
+
+def _lowest_where_masked(batch):
+  wide = batch.logits
+  return wide if batch.where is None else jnp.where(batch.where, wide, jnp.finfo(wide.dtype).min)
 
 
 @jax.custom_jvp

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels
-from jaxreg.losses.example_table import check_ids, gather_rows, update_rows
+from jaxreg.checks import as_array, check_float, check_hyperparameter
+from jaxreg.losses.example_table import check_state, gather_rows, only_examples, table_ids, update_rows
+from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed, widened
 from jaxreg.losses.softmax_family import of_label, with_label
 
 __all__ = [
@@ -27,9 +28,10 @@ _EXCLUDED = -1e30
 
 
 class ALDRState(NamedTuple):
-  """The temperature of every example, `[examples]`."""
+  """The temperature of every example, `[examples]`, and the one that they start from."""
 
   temperature: jax.Array
+  initial: jax.Array | None = None  # the paper's lambda_0, a scalar
 
 
 def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Array | None = None) -> jax.Array:
@@ -55,10 +57,10 @@ def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Arr
   """
   if normalize not in NORMALIZATIONS:
     raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
-  check_float("logits", logits)
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  scores, mean = _positive_scores(logits.astype(dtype), normalize, where)
-  return (scores / mean).astype(logits.dtype)
+  logits = as_array("logits", logits)
+  wide, where = classes_last(logits, where=where)
+  scores, mean = _positive_scores(wide, normalize, where)
+  return narrowed(scores / mean, logits.dtype)
 
 
 def ldr_kl_loss(
@@ -100,18 +102,13 @@ def ldr_kl_loss(
   Reference: Zhu, Ying, Yang, "Label Distributionally Robust Losses for Multi-class Classification", ICML 2023, the
     LDR-KL loss.
   """
-  check_integer_labels(logits, labels, axis=axis)
-  check_hyperparameter("temperature", temperature, low=0)
-  check_hyperparameter("margin", margin, low=0)
   if normalize not in NORMALIZATIONS:
     raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  wide = jnp.moveaxis(logits, axis, -1).astype(dtype)
-  if where is not None:
-    where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
-  temperature = jnp.broadcast_to(jnp.asarray(temperature, dtype), labels.shape)
-  value = _ldr_kl(normalize, wide, labels, temperature, jnp.asarray(margin, dtype), where)
-  return value.astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  temperature = batch.hyperparameter("temperature", temperature, low=0)
+  margin = batch.hyperparameter("margin", margin, low=0, scalar=True)
+  temperature = jnp.broadcast_to(temperature, batch.labels.shape)
+  return batch.values(_ldr_kl(normalize, batch.logits, batch.labels, temperature, margin, batch.where))
 
 
 def ldr_weights(
@@ -130,20 +127,20 @@ def ldr_weights(
     margin: non-negative scalar.
 
   Returns:
-    `[..., classes]`, of sum 1.
+    `[..., classes]`, of sum 1; zeros for a label outside `[0, classes)`.
 
   Raises:
     ValueError: when shapes do not fit or a hyperparameter is out of range.
 
   Reference: Zhu, Ying, Yang, ICML 2023, the maximiser of the LDR-KL loss.
   """
-  check_integer_labels(logits, labels)
-  check_hyperparameter("temperature", temperature, low=0)
-  check_hyperparameter("margin", margin, low=0)
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  temperature = jnp.broadcast_to(jnp.asarray(temperature, dtype), labels.shape)
-  _, parts = _forward(None, logits.astype(dtype), labels, temperature, jnp.asarray(margin, dtype), None)
-  return with_label(parts.powers * parts.factor, labels, parts.own_weight).astype(logits.dtype)
+  batch = labelled(logits, labels)
+  temperature = batch.hyperparameter("temperature", temperature, low=0)
+  margin = batch.hyperparameter("margin", margin, low=0, scalar=True)
+  temperature = jnp.broadcast_to(temperature, batch.labels.shape)
+  _, parts = _forward(None, batch.logits, batch.labels, temperature, margin, None)
+  weights = with_label(parts.powers * parts.factor, batch.labels, parts.own_weight)
+  return jnp.where(batch.counted[..., None], weights, 0).astype(batch.dtype)
 
 
 def aldr_kl_init(num_examples: int, *, temperature: float | jax.Array, dtype=jnp.float32) -> ALDRState:
@@ -160,8 +157,9 @@ def aldr_kl_init(num_examples: int, *, temperature: float | jax.Array, dtype=jnp
   Returns:
     An `ALDRState`.
   """
-  check_hyperparameter("temperature", temperature, low=0, open_low=True)
-  return ALDRState(jnp.full((num_examples,), temperature, dtype))
+  check_hyperparameter("temperature", temperature, low=0, open_low=True, shape=())
+  wide = jnp.promote_types(dtype, jnp.float32)
+  return ALDRState(jnp.full((num_examples,), temperature, dtype), jnp.asarray(temperature, wide))
 
 
 def aldr_kl_loss(
@@ -170,11 +168,13 @@ def aldr_kl_loss(
   ids: jax.Array,
   *,
   state: ALDRState,
-  initial_temperature: float | jax.Array,
+  initial_temperature: float | jax.Array | None = None,
   alpha: float | jax.Array = 2.0,
   margin: float | jax.Array = 0.1,
   normalize: str | None = "l1_mean",
-  floor: float = 1e-5,
+  floor: float | jax.Array = 1e-5,
+  where: jax.Array | None = None,
+  unique_ids: bool = False,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, ALDRState]:
   """ALDR-KL: LDR-KL whose temperature falls for examples that are predicted with confidence, one update per visit.
@@ -186,20 +186,24 @@ def aldr_kl_loss(
   >>> state, labels = aldr_kl_init(4, temperature=1.0), jnp.array([0, 1])
   >>> logits = jnp.array([[5.0, 0.0, -5.0], [0.0, 0.0, 0.0]])
   >>> for ids in (jnp.array([0, 1]), jnp.array([2, 3])):
-  ...   values, state = aldr_kl_loss(logits, labels, ids, state=state, initial_temperature=1.0)
+  ...   values, state = aldr_kl_loss(logits, labels, ids, state=state)
   >>> values.shape, (state.temperature < 1).tolist()
   ((2,), [True, False, True, False])
 
   Args:
     logits: floating `[..., classes]`.
     labels: integers `[...]`.
-    ids: integers `[...]`, each example's index in the data set, none twice in a batch.
+    ids: integers `[...]`, each example's index in the data set; see `update_rows` for those outside the table and
+      those that occur twice. An example outside the table is at the initial temperature.
     state: from `aldr_kl_init` or the step before; keep it in checkpoints.
-    initial_temperature: the paper's lambda_0, positive.
+    initial_temperature: only for a state made by hand, which does not hold it: the paper's lambda_0, positive.
     alpha: greater than 1; temperatures stay in `[t0 (1 - 1 / alpha), t0]`.
     margin: non-negative.
     normalize: static; see `normalize_scores`.
     floor: non-negative, added to every probability in the update.
+    where: boolean `[...]`, the examples that count: the others have loss 0 and change no temperature, as have those
+      whose label is outside `[0, classes)`.
+    unique_ids: static; see `update_rows`.
     axis_name: static; under `pmap` or `shard_map`, the axis that splits the batch.
 
   Returns:
@@ -210,22 +214,27 @@ def aldr_kl_loss(
 
   Reference: Zhu, Ying, Yang, ICML 2023, the ALDR-KL loss; the update follows the official code.
   """
-  check_integer_labels(logits, labels)
-  check_ids(ids, labels)
-  check_hyperparameter("initial_temperature", initial_temperature, low=0, open_low=True)
-  check_hyperparameter("alpha", alpha, low=1, open_low=True)
-  check_hyperparameter("floor", floor, low=0)
   if normalize not in NORMALIZATIONS:
     raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  wide, start = logits.astype(dtype), jnp.asarray(initial_temperature, dtype)
-  old = gather_rows(state.temperature, ids).astype(dtype)
-  scores, mean = jax.lax.stop_gradient(_positive_scores(wide, normalize, None))
-  log_classes = jnp.log(jnp.asarray(logits.shape[-1], dtype))
+  check_state(state, ALDRState)
+  batch = only_examples(labelled(logits, labels), where)
+  start = state.initial if initial_temperature is None else initial_temperature
+  if start is None:
+    raise ValueError("initial_temperature must be given for a state that does not hold it; aldr_kl_init makes one.")
+  start = batch.hyperparameter("initial_temperature", start, low=0, open_low=True, scalar=True)
+  alpha = batch.hyperparameter("alpha", alpha, low=1, open_low=True, scalar=True)
+  margin = batch.hyperparameter("margin", margin, low=0, scalar=True)
+  floor = batch.hyperparameter("floor", floor, low=0, scalar=True)
+  table = as_array("state", state.temperature)
+  ids = table_ids(ids, batch.labels.shape, table.shape[0], batch.counted)
+  old = gather_rows(table, ids, default=start)
+  scores, mean = jax.lax.stop_gradient(_positive_scores(batch.logits, normalize, None))
+  log_classes = jnp.log(jnp.asarray(batch.logits.shape[-1], scores.dtype))
   new = _adapted(scores, inverse_scale(mean[..., 0], old), start, alpha, log_classes, floor)
-  values = ldr_kl_loss(wide, labels, temperature=new, margin=margin, normalize=normalize)
+  values = _ldr_kl(normalize, batch.logits, batch.labels, new, margin, None)
   values -= alpha * log_classes / (2 * start) * (new - start) ** 2
-  return values.astype(logits.dtype), ALDRState(update_rows(state.temperature, ids, new, axis_name=axis_name))
+  table = update_rows(table, ids, new, unique_ids=unique_ids, axis_name=axis_name)
+  return batch.values(values), state._replace(temperature=table)
 
 
 def aldr_fixed_point(
@@ -255,12 +264,13 @@ def aldr_fixed_point(
 
   Reference: Zhu, Ying, Yang, ICML 2023, stationarity in lambda of the ALDR-KL objective.
   """
+  differences = as_array("differences", differences)
   check_float("differences", differences)
-  check_hyperparameter("initial_temperature", initial_temperature, low=0, open_low=True)
-  check_hyperparameter("alpha", alpha, low=1, open_low=True)
-  dtype = jnp.promote_types(differences.dtype, jnp.float32)
-  wide, start = differences.astype(dtype), jnp.asarray(initial_temperature, dtype)
-  log_classes = jnp.log(jnp.asarray(differences.shape[-1], dtype))
+  check_hyperparameter("initial_temperature", initial_temperature, low=0, open_low=True, shape=())
+  check_hyperparameter("alpha", alpha, low=1, open_low=True, shape=())
+  wide = widened(differences)
+  start = jnp.asarray(initial_temperature, wide.dtype)
+  log_classes = jnp.log(jnp.asarray(differences.shape[-1], wide.dtype))
   update = lambda _, t: _adapted(wide, 1 / t, start, alpha, log_classes, 0.0)
   first = jnp.broadcast_to(start, differences.shape[:-1])
   return jax.lax.fori_loop(0, iterations, update, first).astype(differences.dtype)
@@ -273,7 +283,9 @@ def _adapted(scores, rate, start, alpha, log_classes, floor):
   probabilities = (powers / total + floor) / (1 + scores.shape[-1] * floor)
   ratio = jnp.maximum(scores.shape[-1] * probabilities, jnp.finfo(scores.dtype).tiny)
   divergence = jnp.sum(probabilities * jnp.log(ratio), axis=-1)
-  return jnp.maximum(start - start * divergence / (alpha * log_classes), 0)
+  # With one class there is nothing to diverge from.
+  fall = jnp.where(log_classes > 0, divergence / (alpha * jnp.where(log_classes > 0, log_classes, 1)), 0)
+  return jnp.maximum(start - start * fall, 0)
 
 
 def _positive_scores(logits, normalize, where):
@@ -287,8 +299,13 @@ def _positive_scores(logits, normalize, where):
     # jax.nn.softplus also looks after infinities, at twice the time.
     scores = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     mean = jnp.mean(scores, axis=-1, keepdims=True, where=where)
+  return scores, divisor(mean)
+
+
+def divisor(mean):
+  """The mean by which scores are divided: one in place of zero, or next to it."""
   # The derivative divides by the mean twice, which XLA may turn into a division by its square.
-  return scores, jnp.where(mean > jnp.sqrt(jnp.finfo(mean.dtype).tiny), mean, 1)
+  return jnp.where(mean <= jnp.sqrt(jnp.finfo(mean.dtype).tiny), 1, mean)
 
 
 class _Parts(NamedTuple):

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_hyperparameter, check_integer_labels, check_same_shape
+from jaxreg.losses.labelled_logits import labelled
+from jaxreg.losses.softmax_family import of_label
 
 __all__ = ["guided_cross_entropy_loss", "progressive_guidance_loss"]
 
@@ -40,14 +41,10 @@ def guided_cross_entropy_loss(
 
   Reference: Xu, Han, Tian, Yang, Zhang, "EQ-Net: Elastic Quantization Neural Networks", ICCV 2023, Section 3.2.
   """
-  check_integer_labels(logits, labels, axis=axis)
-  check_same_shape(logits=logits, teacher_logits=teacher_logits)
-  check_hyperparameter("guidance", guidance, low=0, high=1)
-  student, teacher = _log_probabilities(logits, axis, where), _log_probabilities(teacher_logits, axis, where)
-  teacher = jax.lax.stop_gradient(teacher)
-  divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=axis, where=where)
-  weight = jnp.asarray(guidance, student.dtype)
-  return (weight * divergence - (1 - weight) * _of_label(student, labels, axis)).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  teacher = _log_probabilities(batch, batch.other_logits("teacher_logits", teacher_logits, axis))
+  student = _log_probabilities(batch, batch.logits)
+  return batch.values(_guided(batch, teacher, student, guidance))
 
 
 def progressive_guidance_loss(
@@ -85,20 +82,22 @@ def progressive_guidance_loss(
   Reference: Xu, Han, Tian, Yang, Zhang, "EQ-Net: Elastic Quantization Neural Networks", ICCV 2023, Section 3.2 (group
     progressive guidance).
   """
-  options = dict(guidance=guidance, axis=axis, where=where)
-  middle = guided_cross_entropy_loss(random_logits, logits, labels, **options)
-  lowest = guided_cross_entropy_loss(low_logits, random_logits, labels, **options)
-  # The checks of the logits come with the first call.
-  highest = -_of_label(_log_probabilities(logits, axis, where), labels, axis)
-  return (highest + middle.astype(highest.dtype) + lowest.astype(highest.dtype)).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  middle = _log_probabilities(batch, batch.other_logits("random_logits", random_logits, axis))
+  lowest = _log_probabilities(batch, batch.other_logits("low_logits", low_logits, axis))
+  highest = _log_probabilities(batch, batch.logits)
+  values = -of_label(highest, batch.labels)[..., 0]
+  return batch.values(values + _guided(batch, highest, middle, guidance) + _guided(batch, middle, lowest, guidance))
 
 
-def _log_probabilities(logits, axis, where):
+def _guided(batch, teacher, student, guidance):
+  """The guided cross-entropy of log-probabilities."""
+  weight, teacher = batch.hyperparameter("guidance", guidance, low=0, high=1), jax.lax.stop_gradient(teacher)
+  divergence = jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1, where=batch.where)
+  return weight * divergence - (1 - weight) * of_label(student, batch.labels)[..., 0]
+
+
+def _log_probabilities(batch, logits):
   """Log-softmax, 0 for classes that take no part."""
-  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  values = jax.nn.log_softmax(wide, axis=axis, where=where)
-  return values if where is None else jnp.where(where, values, 0)
-
-
-def _of_label(values, labels, axis):
-  return jnp.squeeze(jnp.take_along_axis(values, jnp.expand_dims(labels, axis), axis), axis)
+  values = jax.nn.log_softmax(logits, where=batch.where)
+  return values if batch.where is None else jnp.where(batch.where, values, 0)

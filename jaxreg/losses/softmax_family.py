@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxreg.checks import check_integer_labels
+from jaxreg.losses.labelled_logits import Labelled
 
 __all__ = ["SoftmaxRow", "SoftmaxStatistics", "of_label", "softmax_row", "softmax_statistics", "with_label"]
 
@@ -147,29 +147,11 @@ def _softmax_statistics_jvp(primals, tangents):
   return statistics, SoftmaxStatistics(log_label[..., 0], log_sum[..., 0], square_error[..., 0])
 
 
-def _wide_logits(logits, labels, axis):
-  """Checked logits in the dtype of the computation."""
-  check_integer_labels(logits, labels, axis=axis)
-  return jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))
+def label_log_probability(batch: Labelled) -> jax.Array:
+  """`log p_y` of each example, `[...]`."""
+  return -optax.softmax_cross_entropy_with_integer_labels(batch.logits, batch.labels, where=batch.where)
 
 
-def label_log_probability(logits, labels, axis, where):
-  """`log p_y` of checked logits, `[...]`, in the dtype of the computation."""
-  wide = _wide_logits(logits, labels, axis)
-  if where is not None:
-    where = jnp.broadcast_to(where, logits.shape)
-  return -optax.softmax_cross_entropy_with_integer_labels(wide, labels, axis=axis, where=where)
-
-
-def classes_last(logits, labels, axis, where):
-  """Wide logits and the class mask, both `[..., classes]`."""
-  wide = jnp.moveaxis(_wide_logits(logits, labels, axis), axis, -1)
-  if where is not None:
-    where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
-  return wide, where
-
-
-def label_statistics(logits, labels, axis, where):
-  """`softmax_statistics` of checked logits, with the classes on any axis."""
-  wide, where = classes_last(logits, labels, axis, where)
-  return softmax_statistics(wide, jnp.asarray(labels), where)
+def label_statistics(batch: Labelled) -> SoftmaxStatistics:
+  """`softmax_statistics` of labelled logits."""
+  return softmax_statistics(batch.logits, batch.labels, batch.where)

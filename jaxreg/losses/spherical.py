@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
+from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
+from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed, widened
 from jaxreg.losses.softmax_family import of_label, with_label
 
 __all__ = [
@@ -62,8 +63,10 @@ def spherical_statistics(
   Reference: Vincent, de Brebisson, Bouthillier, "Efficient Exact Gradient Update for Training Deep Networks with Very
     Large Sparse Targets", NeurIPS 2015, the spherical family.
   """
-  wide, _, _ = _classes_last(logits, labels, axis, where)
-  return SphericalStatistics(of_label(wide, labels)[..., 0], jnp.sum(wide, -1), jnp.sum(wide * wide, -1))
+  batch = labelled(logits, labels, axis=axis, where=where)
+  wide = batch.logits
+  parts = of_label(wide, batch.labels)[..., 0], jnp.sum(wide, -1), jnp.sum(wide * wide, -1)
+  return SphericalStatistics(*(jnp.where(batch.counted, part, 0) for part in parts))
 
 
 def z_loss(
@@ -105,10 +108,9 @@ def z_loss(
   Reference: de Brebisson, Vincent, "The Z-loss: a shift and scale invariant classification loss belonging to the
     Spherical Family", 2016 (arXiv:1604.08859); the form in a and b, epsilon as in the authors' code.
   """
-  check_hyperparameter("epsilon", epsilon, low=0)
-  wide, where, classes = _classes_last(logits, labels, axis, where)
-  standardized = _standardized_label(wide, labels, where, classes, epsilon)
-  return _of_standardized(standardized, sharpness, location).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  epsilon = batch.hyperparameter("epsilon", epsilon, low=0, scalar=True)
+  return batch.values(_of_standardized(_standardized_label(batch, epsilon), sharpness, location))
 
 
 def z_loss_from_statistics(
@@ -151,11 +153,11 @@ def z_loss_from_statistics(
   deviation = target - mean
   variance = square_total / classes - mean * mean
   least = deviation * deviation / jnp.maximum(classes - 1, 1)
-  variance = jnp.where(variance >= least, variance, least)
-  spread = variance > 0
-  standardized = deviation / (jnp.sqrt(jnp.where(spread, variance, 1)) + epsilon)
-  standardized = jnp.where(spread, standardized, 0)
-  return _of_standardized(standardized, sharpness, location).astype(statistics.target.dtype)
+  variance = jnp.where(variance < least, least, variance)
+  flat = variance == 0
+  standardized = deviation / (jnp.sqrt(jnp.where(flat, 1, variance)) + epsilon)
+  standardized = jnp.where(flat, 0, standardized)
+  return narrowed(_of_standardized(standardized, sharpness, location), statistics.target.dtype)
 
 
 def taylor_softmax_loss(
@@ -182,13 +184,14 @@ def taylor_softmax_loss(
   Reference: de Brebisson, Vincent, "An Exploration of Softmax Alternatives Belonging to the Spherical Loss Family",
     ICLR 2016, the Taylor softmax.
   """
-  wide, where, _ = _classes_last(logits, labels, axis, where)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  wide, where = batch.logits, batch.where
   # Terms are divided by the square of a bound, a constant of the loss, lest they overflow.
   bound = jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.abs(wide), -1, keepdims=True, where=where, initial=0)), 1)
   small = wide / bound
   terms = 1 / bound / bound + small / bound + small * small / 2
   normalizer = jnp.log(jnp.sum(terms, -1, where=where)) + 2 * jnp.log(bound[..., 0])
-  return (normalizer - _log_taylor(of_label(wide, labels)[..., 0])).astype(logits.dtype)
+  return batch.values(normalizer - _log_taylor(of_label(wide, batch.labels)[..., 0]))
 
 
 def taylor_softmax_from_statistics(statistics: SphericalStatistics, *, classes: int | jax.Array) -> jax.Array:
@@ -215,8 +218,8 @@ def taylor_softmax_from_statistics(statistics: SphericalStatistics, *, classes: 
   target, total, square_total = _checked(statistics, classes)
   normalizer = classes + total + square_total / 2
   least = classes / 2  # each class contributes at least a half
-  normalizer = jnp.where(normalizer >= least, normalizer, least)
-  return (jnp.log(normalizer) - _log_taylor(target)).astype(statistics.target.dtype)
+  normalizer = jnp.where(normalizer < least, least, normalizer)
+  return narrowed(jnp.log(normalizer) - _log_taylor(target), statistics.target.dtype)
 
 
 def spherical_softmax_loss(
@@ -251,12 +254,13 @@ def spherical_softmax_loss(
   Reference: de Brebisson, Vincent, "An Exploration of Softmax Alternatives Belonging to the Spherical Loss Family",
     ICLR 2016, the spherical softmax.
   """
-  check_hyperparameter("epsilon", epsilon, low=0, open_low=True)
-  wide, where, _ = _classes_last(logits, labels, axis, where)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  epsilon = batch.hyperparameter("epsilon", epsilon, low=0, open_low=True, scalar=True)
+  wide, where = batch.logits, batch.where
   bound = jnp.maximum(jax.lax.stop_gradient(jnp.max(jnp.abs(wide), -1, keepdims=True, where=where, initial=0)), 1)
   small = wide / bound
   normalizer = jnp.log(jnp.sum(small * small + epsilon / bound / bound, -1, where=where)) + 2 * jnp.log(bound[..., 0])
-  return (normalizer - _log_square(of_label(wide, labels)[..., 0], epsilon)).astype(logits.dtype)
+  return batch.values(normalizer - _log_square(of_label(wide, batch.labels)[..., 0], epsilon))
 
 
 def spherical_softmax_from_statistics(
@@ -285,8 +289,9 @@ def spherical_softmax_from_statistics(
   """
   check_hyperparameter("epsilon", epsilon, low=0, open_low=True)
   target, _, square_total = _checked(statistics, classes)
-  square_total = jnp.where(square_total >= 0, square_total, 0)
-  return (jnp.log(square_total + classes * epsilon) - _log_square(target, epsilon)).astype(statistics.target.dtype)
+  square_total = jnp.where(square_total < 0, 0, square_total)
+  values = jnp.log(square_total + classes * epsilon) - _log_square(target, epsilon)
+  return narrowed(values, statistics.target.dtype)
 
 
 def one_hot_squared_error_loss(
@@ -313,9 +318,9 @@ def one_hot_squared_error_loss(
   Reference: Vincent, de Brebisson, Bouthillier, "Efficient Exact Gradient Update for Training Deep Networks with Very
     Large Sparse Targets", NeurIPS 2015, the squared error.
   """
-  wide, where, _ = _classes_last(logits, labels, axis, where)
-  difference = with_label(wide, labels, of_label(wide, labels) - 1)
-  return jnp.sum(difference * difference, -1, where=where).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  difference = with_label(batch.logits, batch.labels, of_label(batch.logits, batch.labels) - 1)
+  return batch.values(jnp.sum(difference * difference, -1, where=batch.where))
 
 
 def one_hot_squared_error_from_statistics(statistics: SphericalStatistics) -> jax.Array:
@@ -339,8 +344,8 @@ def one_hot_squared_error_from_statistics(statistics: SphericalStatistics) -> ja
   """
   target, _, square_total = _checked(statistics, 1)
   others = square_total - target * target
-  others = jnp.where(others >= 0, others, 0)
-  return (others + (target - 1) ** 2).astype(statistics.target.dtype)
+  others = jnp.where(others < 0, 0, others)
+  return narrowed(others + (target - 1) ** 2, statistics.target.dtype)
 
 
 def log_partition_penalty(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
@@ -366,19 +371,12 @@ def log_partition_penalty(logits: jax.Array, *, axis: int = -1, where: jax.Array
   Reference: Zoph, Bello, Kumar, Du, Huang, Dean, Shazeer, Fedus, "ST-MoE: Designing Stable and Transferable Sparse
     Expert Models", 2022 (arXiv:2202.08906), equation 5, there for the logits of a router.
   """
-  check_float("logits", logits)
-  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return jnp.square(jax.nn.logsumexp(wide, axis=axis, where=where)).astype(logits.dtype)
-
-
-def _classes_last(logits, labels, axis, where):
-  """Wide logits and the class mask, both `[..., classes]`, and the number of classes, `[...]` if there is a mask."""
-  check_integer_labels(logits, labels, axis=axis)
-  wide = jnp.moveaxis(jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32)), axis, -1)
-  if where is None:
-    return wide, None, wide.shape[-1]
-  where = jnp.moveaxis(jnp.broadcast_to(where, logits.shape), axis, -1)
-  return jnp.where(where, wide, 0), where, jnp.sum(where, axis=-1).astype(wide.dtype)
+  logits = as_array("logits", logits)
+  wide, where = classes_last(logits, axis=axis, where=where)
+  log_partition = jax.nn.logsumexp(wide, axis=-1, where=where)
+  if where is not None:  # of no class at all
+    log_partition = jnp.where(jnp.any(where, axis=-1), log_partition, 0)
+  return narrowed(jnp.square(log_partition), logits.dtype)
 
 
 def _checked(statistics, classes):
@@ -386,29 +384,30 @@ def _checked(statistics, classes):
   for name, value in statistics._asdict().items():
     check_float(name, value)
   check_same_shape(**statistics._asdict())
-  dtype = jnp.promote_types(statistics.target.dtype, jnp.float32)
-  return tuple(value.astype(dtype) for value in statistics)
+  return tuple(map(widened, statistics))
 
 
-def _standardized_label(wide, labels, where, classes, epsilon):
+def _standardized_label(batch, epsilon):
   """`z_y` in two passes, in units of the logits' range, so that neither shift nor scale costs accuracy."""
+  wide, labels, where = batch.logits, batch.labels, batch.where
+  classes = wide.shape[-1] if where is None else jnp.sum(where, axis=-1, keepdims=True).astype(wide.dtype)
   constant = jax.lax.stop_gradient(wide)
   highest = jnp.max(constant, -1, keepdims=True, where=where, initial=-jnp.inf)
   span = highest - jnp.min(constant, -1, keepdims=True, where=where, initial=jnp.inf)
-  spread = span > 0
-  unit = jnp.where(spread, span, 1)
+  flat = span <= 0  # not so of what is no number
+  unit = jnp.where(flat, 1, span)
   # The highest logit goes first: were it the mean, its rounding would be all that is left of equal logits.
   scaled = ((wide if where is None else jnp.where(where, wide, highest)) - highest) / unit
-  per_class = lambda x: jnp.sum(x, -1, keepdims=True, where=where) / jnp.expand_dims(classes, -1)
+  per_class = lambda x: jnp.sum(x, -1, keepdims=True, where=where) / classes
   centred = scaled - per_class(scaled)
   variance = per_class(centred * centred)
-  deviation = jnp.sqrt(jnp.where(spread, variance, 1)) + epsilon / unit
-  return jnp.where(spread, of_label(centred, labels) / deviation, 0)[..., 0]
+  deviation = jnp.sqrt(jnp.where(flat, 1, variance)) + epsilon / unit
+  return jnp.where(flat, 0, of_label(centred, labels) / deviation)[..., 0]
 
 
 def _of_standardized(standardized, sharpness, location):
-  check_hyperparameter("sharpness", sharpness, low=0, open_low=True)
-  check_hyperparameter("location", location)
+  check_hyperparameter("sharpness", sharpness, low=0, open_low=True, shape=standardized.shape)
+  check_hyperparameter("location", location, shape=standardized.shape)
   return jax.nn.softplus(sharpness * (location - standardized)) / sharpness
 
 

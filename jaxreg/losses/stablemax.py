@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_float, check_integer_labels, check_same_shape
+from jaxreg.checks import as_array, check_float, check_same_shape
+from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed
 
 __all__ = ["log_stablemax", "stablemax", "stablemax_cross_entropy", "stablemax_cross_entropy_with_soft_labels"]
 
@@ -34,8 +35,7 @@ def stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = No
 
   Reference: Prieto, Barsbey, Mediano, Birdal, "Grokking at the Edge of Numerical Stability", ICLR 2025, Definition 4.
   """
-  check_float("logits", logits)
-  z, included = _canonical(logits, axis, where)
+  z, included = classes_last(logits, axis=axis, where=where)
   ratio = _ratio_to_largest(z, included, _largest(z, included))
   total = jnp.sum(ratio, axis=-1, keepdims=True)
   # A row without any class has total 0.
@@ -64,8 +64,7 @@ def log_stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None 
 
   Reference: Prieto, Barsbey, Mediano, Birdal, "Grokking at the Edge of Numerical Stability", ICLR 2025, Proposition 1.
   """
-  check_float("logits", logits)
-  z, included = _canonical(logits, axis, where)
+  z, included = classes_last(logits, axis=axis, where=where)
   log_probabilities = _log_probabilities(z, included)
   if included is not None:
     log_probabilities = jnp.where(included, log_probabilities, -jnp.inf)
@@ -98,11 +97,8 @@ def stablemax_cross_entropy(
 
   Reference: Prieto, Barsbey, Mediano, Birdal, "Grokking at the Edge of Numerical Stability", ICLR 2025, Section 4.1.
   """
-  check_integer_labels(logits, labels, axis=axis)
-  z, included = _canonical(logits, axis, where)
-  labels = jnp.asarray(labels).astype(jnp.int32)  # an int8 label must not wrap the class indices it is compared with
-  labels = jnp.where(labels < 0, labels + z.shape[-1], labels)
-  return _cross_entropy(z, labels, included).astype(jnp.result_type(logits))
+  batch = labelled(logits, labels, axis=axis, where=where)
+  return batch.values(_cross_entropy(batch.logits, batch.labels, batch.where))
 
 
 def stablemax_cross_entropy_with_soft_labels(
@@ -128,22 +124,12 @@ def stablemax_cross_entropy_with_soft_labels(
 
   Reference: Prieto, Barsbey, Mediano, Birdal, "Grokking at the Edge of Numerical Stability", ICLR 2025, Section 4.1.
   """
-  check_float("logits", logits)
+  logits, labels = as_array("logits", logits), as_array("labels", labels)
   check_float("labels", labels)
   check_same_shape(logits=logits, labels=labels)
-  z, included = _canonical(logits, axis, where)
-  targets = jnp.moveaxis(jnp.asarray(labels), axis, -1).astype(z.dtype)
-  terms = targets * _log_probabilities(z, included)
-  return -jnp.sum(terms, axis=-1, where=included).astype(jnp.result_type(logits))
-
-
-def _canonical(logits, axis, where):
-  """The logits in float32 or better and the mask, both with the classes last."""
-  logits = jnp.asarray(logits)
-  z = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  if where is not None:
-    where = jnp.moveaxis(jnp.broadcast_to(where, z.shape), axis, -1)
-  return jnp.moveaxis(z, axis, -1), where
+  z, included = classes_last(logits, axis=axis, where=where)
+  terms = jnp.moveaxis(labels, axis, -1).astype(z.dtype) * _log_probabilities(z, included)
+  return narrowed(-jnp.sum(terms, axis=-1, where=included), logits.dtype)
 
 
 def remap(z):

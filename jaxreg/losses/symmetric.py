@@ -6,8 +6,8 @@ A loss is symmetric when its sum over all labels is constant.
 import jax
 import jax.numpy as jnp
 
-from jaxreg.checks import check_hyperparameter
-from jaxreg.losses.softmax_family import classes_last, label_log_probability, label_statistics, of_label, softmax_row
+from jaxreg.losses.labelled_logits import labelled
+from jaxreg.losses.softmax_family import label_log_probability, label_statistics, of_label, softmax_row
 
 __all__ = [
   "brier_loss",
@@ -54,11 +54,11 @@ def symmetric_cross_entropy_loss(
   Reference: Wang, Ma, Chen, Luo, Yi, Bailey, "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV
     2019, the SL loss.
   """
-  check_hyperparameter("balance", balance, low=0, high=1)
-  check_hyperparameter("log_zero", log_zero, high=0)
-  log_p = label_log_probability(logits, labels, axis, where)
-  value = -(1 - balance) * log_p + balance * log_zero * jnp.expm1(log_p)
-  return value.astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  balance = batch.hyperparameter("balance", balance, low=0, high=1)
+  log_zero = batch.hyperparameter("log_zero", log_zero, high=0)
+  log_p = label_log_probability(batch)
+  return batch.values(-(1 - balance) * log_p + balance * log_zero * jnp.expm1(log_p))
 
 
 def mean_absolute_error_loss(
@@ -87,7 +87,8 @@ def mean_absolute_error_loss(
   Reference: Ghosh, Kumar, Sastry, "Robust Loss Functions under Label Noise for Deep Neural Networks", AAAI 2017, the
     MAE loss.
   """
-  return (-2 * jnp.expm1(label_log_probability(logits, labels, axis, where))).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  return batch.values(-2 * jnp.expm1(label_log_probability(batch)))
 
 
 def brier_loss(logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
@@ -112,7 +113,8 @@ def brier_loss(logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: j
   Reference: Ghosh, Kumar, Sastry, "Robust Loss Functions under Label Noise for Deep Neural Networks", AAAI 2017, the
     MSE loss.
   """
-  return label_statistics(logits, labels, axis, where).square_error.astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  return batch.values(label_statistics(batch).square_error)
 
 
 def jensen_shannon_loss(
@@ -148,15 +150,15 @@ def jensen_shannon_loss(
   Reference: Englesson, Azizpour, "Generalized Jensen-Shannon Divergence Loss for Learning with Noisy Labels", NeurIPS
     2021, the JS loss.
   """
-  check_hyperparameter("label_weight", label_weight, low=0, high=1, open_low=True, open_high=True)
-  log_p = label_log_probability(logits, labels, axis, where)
-  weight = jnp.asarray(label_weight, log_p.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  weight = batch.hyperparameter("label_weight", label_weight, low=0, high=1, open_low=True, open_high=True)
+  log_p = label_log_probability(batch)
   log_weight, log_rest = jnp.log(weight), jnp.log1p(-weight)
   log_mixture = jnp.logaddexp(log_weight, log_rest + log_p)
   # log(m_y / p_y) of its own: as a difference of logarithms it would drown in rounding for small weights.
   log_ratio = jnp.logaddexp(log_rest, log_weight - log_p)
   divergence = -weight * log_mixture + (1 - weight) * (jnp.expm1(log_p) * log_rest - jnp.exp(log_p) * log_ratio)
-  return (divergence / -((1 - weight) * log_rest)).astype(logits.dtype)
+  return batch.values(divergence / -((1 - weight) * log_rest))
 
 
 def reverse_cross_entropy_loss(
@@ -189,7 +191,8 @@ def reverse_cross_entropy_loss(
   Reference: Wang, Ma, Chen, Luo, Yi, Bailey, "Symmetric Cross Entropy for Robust Learning with Noisy Labels", ICCV
     2019, the RCE loss.
   """
-  return reverse_cross_entropy(label_log_probability(logits, labels, axis, where), log_zero).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  return batch.values(reverse_cross_entropy(batch, label_log_probability(batch), log_zero))
 
 
 def robust_log_loss(
@@ -223,9 +226,9 @@ def robust_log_loss(
   Reference: Patel, Sastry, "Memorization in Deep Neural Networks: Does the Loss Function Matter?", PAKDD 2021, the RLL
     loss.
   """
-  check_hyperparameter("alpha", alpha, low=0, open_low=True)
-  wide, where = classes_last(logits, labels, axis, where)
-  return _robust_log(wide, jnp.asarray(alpha, wide.dtype), labels, where).astype(logits.dtype)
+  batch = labelled(logits, labels, axis=axis, where=where)
+  alpha = batch.hyperparameter("alpha", alpha, low=0, open_low=True, scalar=True)
+  return batch.values(_robust_log(batch.logits, alpha, batch.labels, batch.where))
 
 
 @jax.custom_jvp
@@ -255,7 +258,6 @@ def _robust_log_jvp(primals, tangents):
   return _robust_log_value(row, alpha), dot[..., 0]
 
 
-def reverse_cross_entropy(log_p, log_zero):
+def reverse_cross_entropy(batch, log_p, log_zero):
   """The loss as a function of `log p_y`."""
-  check_hyperparameter("log_zero", log_zero, high=0)
-  return log_zero * jnp.expm1(log_p)
+  return batch.hyperparameter("log_zero", log_zero, high=0) * jnp.expm1(log_p)
