@@ -303,6 +303,8 @@ def taught_loss_row(function, **options):
   """`function(logits, teacher_logits, labels, **options)` with a teacher that prefers the later classes."""
 
   def call(logits, labels, *, axis=-1, **keywords):
+    if not hasattr(logits, "dtype"):  # the text that is to be refused
+      return function(logits, logits, labels)
     teacher = jax.lax.broadcasted_iota(logits.dtype, logits.shape, axis % logits.ndim)
     return function(logits, teacher, labels, axis=axis, **keywords)
 

@@ -213,6 +213,98 @@ def test_class_axis_and_masked_class(row, x64):
   assert_close(actual, expected)
 
 
+def has_labels(row) -> bool:
+  """Whether the row is a loss of logits and integer labels, each with a value per example."""
+  if row.examples not in ("any", "batch") or not row.name.startswith("losses."):
+    return False
+  if not next(iter(inspect.signature(row.function).parameters)).endswith(("logits", "outputs")):
+    return False
+  arguments = row.arguments(np.random.default_rng(0))
+  return len(arguments) > 1 and np.ndim(arguments[1]) == 1 and np.issubdtype(arguments[1].dtype, np.integer)
+
+
+losses_with_labels = pytest.mark.parametrize("row", list(filter(has_labels, ROWS)), ids=lambda row: row.label)
+
+
+@losses_with_labels
+def test_labels_that_are_no_class_count_for_nothing(row):
+  arguments, hyperparameters = inputs(row, 4, jnp.float32)
+  logits, labels = arguments[:2]
+  outside = np.zeros(EXAMPLES, bool)
+  outside[[2, 5, 6, 11]] = True
+  labels = np.array(labels, np.int32)
+  labels[outside] = -1, -100, 255, CLASSES
+  # Nor do their logits, whatever they are.
+  spoiled = jnp.where(outside.reshape(-1, *[1] * (logits.ndim - 1)), jnp.nan, logits)
+  results, value, gradient = compiled(row.label)((spoiled, jnp.asarray(labels), *arguments[2:]), hyperparameters)
+  assert jnp.isfinite(value) and not np.any(gradient[outside]) and np.isfinite(gradient).all()
+  assert not np.any(values_of(row, results)[outside])
+  if row.examples == "any":  # no example depends on another
+    expected, _, slope = compiled(row.label)(arguments, hyperparameters)
+    np.testing.assert_allclose(values_of(row, results)[~outside], values_of(row, expected)[~outside], rtol=1e-6)
+    np.testing.assert_allclose(gradient[~outside], slope[~outside], rtol=1e-6, atol=1e-7)
+  for before, after in zip(filter(is_state, arguments), results[1:] if type(results) is tuple else ()):
+    ids = arguments[-2]  # their rows of a table stay
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[ids[outside]], b[ids[outside]]), before[:1], after[:1])
+
+
+@losses_with_labels
+def test_narrow_labels(row):
+  arguments, hyperparameters = inputs(row, 4, jnp.float32)
+  call = lambda labels: values_of(row, row.call(arguments[0], labels, *arguments[2:], **hyperparameters))
+  expected = jax.jit(call)(arguments[1])
+  for dtype in (np.int8, np.uint8, np.uint32, np.int64):
+    np.testing.assert_allclose(jax.jit(call)(np.asarray(arguments[1], dtype)), expected, rtol=1e-6)
+
+
+@losses_with_classes
+def test_nothing_comes_from_under_the_mask(row):
+  arguments, hyperparameters = inputs(row, 4, jnp.float32)
+  logits, rest = arguments[0], list(arguments[1:])
+  mask = np.ones((EXAMPLES, CLASSES), bool)
+  mask[:, 3] = False
+  if rest and rest[0].ndim == 1:
+    rest[0] = jnp.where(rest[0] == 3, 0, rest[0])
+  mask[4] = False  # no class at all
+
+  def total(logits):
+    values = row.call(logits, *rest, where=jnp.asarray(mask), **hyperparameters)
+    weights = jnp.where(mask, 1.0, 0) if values.ndim == 2 else 1
+    return jnp.sum(jnp.where(jnp.isfinite(values), values, 0) * weights), values
+
+  grad = jax.jit(jax.value_and_grad(total, has_aux=True))
+  (expected, _), slope = grad(logits)
+  for hidden in (np.nan, np.inf, -np.inf):
+    (value, values), gradient = grad(jnp.where(mask, logits, hidden))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-6, atol=1e-7)
+    assert not np.any(gradient[~mask])
+    if values.ndim == 1:
+      assert values[4] == 0 and np.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+  "row", [row for row in ROWS if row.examples in ("any", "batch") and row.hyperparameters], ids=lambda row: row.label
+)
+def test_hyperparameters_that_would_change_the_shape_are_refused(row):
+  arguments, hyperparameters = inputs(row, 4, jnp.float32)
+  for name, value in hyperparameters.items():
+    with pytest.raises(ValueError, match=name):
+      call = functools.partial(row.call, **{**hyperparameters, name: jnp.full((EXAMPLES, 1), value)})
+      jax.eval_shape(call, *arguments)
+
+
+@every_row
+def test_what_is_no_array_is_refused(row):
+  arguments, hyperparameters = inputs(row, 4, jnp.float32)
+  for index, argument in enumerate(arguments):
+    if not isinstance(argument, jax.Array):
+      continue
+    for wrong in ("a text", None):
+      with pytest.raises(REFUSALS, match=r"\w+ must .*got"):
+        row.call(*arguments[:index], wrong, *arguments[index + 1 :], **hyperparameters)
+
+
 @every_row
 def test_float32_and_bfloat16(row):
   for index in (0, TRIALS - 1):

@@ -65,7 +65,6 @@ LOSSES: dict[str, LossPart] = {
       y,
       ids,
       state=state,
-      initial_temperature=h["temperature"],
       alpha=h["alpha"],
       margin=h["margin"],
       normalize="l1_mean",

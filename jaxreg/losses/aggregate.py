@@ -90,7 +90,7 @@ def within_bag_spread(predictions: jax.Array, *, where: jax.Array | None = None)
 
   Reference: Javanmard et al., ICLR 2024, the regulariser that relates the two losses.
   """
-  bags = _squared(predictions, None, where)
+  bags = _squared(predictions, _NO_TARGETS, where)
   return bags.values(_spread(bags))
 
 
@@ -201,6 +201,9 @@ def interpolated_bag_cross_entropy_loss(
   return bags.values((1 - rho) * _bag_cross_entropy(bags) + rho * _instance_cross_entropy(bags))
 
 
+_NO_TARGETS = object()
+
+
 class _Bags(NamedTuple):
   """Bags as the losses compute with them."""
 
@@ -243,9 +246,9 @@ def _squared(predictions, targets, where):
   if predictions.ndim < 1:
     raise ValueError("predictions must have an axis of the bag's examples, got a scalar.")
   wide = widened(predictions)
-  targets = None if targets is None else _prepared_targets(targets, predictions.shape[:-1], wide.dtype)
-  where, exists = _prepared_mask(where, predictions.shape)
-  return _Bags(wide if where is None else jnp.where(where, wide, 0), targets, where, exists, predictions.dtype)
+  targets = None if targets is _NO_TARGETS else _prepared_targets(targets, predictions.shape[:-1], wide.dtype)
+  wide, where, exists = _masked(wide, where, predictions.shape)
+  return _Bags(wide, targets, where, exists, predictions.dtype)
 
 
 def _classes(logits, targets, where):
@@ -255,9 +258,7 @@ def _classes(logits, targets, where):
     raise ValueError(f"logits must be [..., bag_size, classes], got shape {logits.shape}.")
   wide = widened(logits)
   targets = _prepared_targets(targets, (*logits.shape[:-2], logits.shape[-1]), wide.dtype)
-  where, exists = _prepared_mask(where, logits.shape[:-1])
-  if where is not None:
-    wide = jnp.where(where[..., None], wide, 0)
+  wide, where, exists = _masked(wide, where, logits.shape[:-1])
   return _Bags(jax.nn.log_softmax(wide), targets, where, exists, logits.dtype)
 
 
@@ -269,15 +270,16 @@ def _prepared_targets(targets, shape, dtype):
   return targets.astype(dtype)
 
 
-def _prepared_mask(where, shape):
-  """The mask with the shape of the bags, and which bags are not empty."""
+def _masked(array, where, shape):
+  """Zeros where no example exists, the mask (of an empty bag all examples), and which bags are not empty."""
   if where is None:
-    return None, shape[-1] > 0
+    return array, None, shape[-1] > 0
   where = as_array("where", where)
   if where.dtype != bool or not broadcasts(where.shape, shape):
     raise ValueError(
       f"where must be boolean and broadcast against bags {shape}, got shape {where.shape} of dtype {where.dtype}."
     )
   where = jnp.broadcast_to(where, shape)
+  array = jnp.where(where.reshape(shape + (1,) * (array.ndim - len(shape))), array, 0)
   exists = jnp.any(where, axis=-1)
-  return where | ~exists[..., None], exists
+  return array, where | ~exists[..., None], exists

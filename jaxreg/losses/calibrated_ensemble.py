@@ -228,7 +228,9 @@ def random_margin_loss_mixture(
   if not losses or not set(losses) <= set(MARGIN_LOSSES):
     raise ValueError(f"losses must be some of {', '.join(MARGIN_LOSSES)}, got {losses!r}.")
   index = jax.random.randint(_first_key(key, axis_name), (), 0, len(losses))
-  return jax.lax.switch(index, [MARGIN_LOSSES[name] for name in losses], jnp.asarray(logits), jnp.asarray(labels))
+  return jax.lax.switch(
+    index, [MARGIN_LOSSES[name] for name in losses], as_array("logits", logits), as_array("labels", labels)
+  )
 
 
 def _derivatives(batch, key, noise, axis_name, *, box_cox, clamp, tail_power, offset):
@@ -238,7 +240,7 @@ def _derivatives(batch, key, noise, axis_name, *, box_cox, clamp, tail_power, of
   check_hyperparameter("tail_power", tail_power, low=0, shape=())
   check_hyperparameter("offset", offset, low=0, shape=())
   if (key is None) == (noise is None):
-    raise ValueError("exactly one of key and noise must be given.")
+    raise ValueError(f"exactly one of key and noise must be given, got {'neither' if key is None else 'both'}.")
   if noise is not None:
     check_float("noise", noise)
     check_same_shape(margins=batch.margins, noise=noise)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.checks import as_array, check_float, check_integer_labels
 from jaxreg.losses.comp_sum import of_negative_log
-from jaxreg.losses.label_dro import NORMALIZATIONS, bounded_temperature, divisor, inverse_scale
+from jaxreg.losses.label_dro import NORMALIZATIONS, bounded_temperature, divisor, inverse_scale, lift
 from jaxreg.losses.labelled_logits import Labelled, counted_labels, only_counted, widened
 from jaxreg.losses.stablemax import remap
 
@@ -135,17 +135,21 @@ def chunked_ldr_kl_loss(
   temperature = batch.hyperparameter("temperature", temperature, low=0)
   margin, labels = batch.hyperparameter("margin", margin, low=0), batch.labels
   classes, score = _classes(outputs), _SCORES[normalize]
-  # A constant of the gradient, close to which the powers are summed: see `_terms_of_ldr`.
-  reference = jax.lax.stop_gradient(score(_own_logits(outputs, labels)))
-  mean = jnp.ones((), reference.dtype)
-  if normalize is not None:
-    mean = _reduce(_MEANS[normalize], chunk_size, labels, {}, outputs)[1]["size"] / classes
-    mean = divisor(mean)
+  # Constants of the gradient: what is added to the scores' logits, and the score next to which the powers are summed.
+  raised, own_logits = jnp.zeros((), temperature.dtype), _own_logits(outputs, labels)
+  mean = jnp.ones((), temperature.dtype)
+  if normalize == "l1_mean":
+    mean = divisor(_reduce(_absolute, chunk_size, labels, {}, outputs)[1]["size"] / classes)
+  elif normalize == "softplus_mean":
+    sizes, _ = _reduce(_softplus_of_logits, chunk_size, labels, {}, outputs)
+    raised = jax.lax.stop_gradient(lift(sizes.largest))
+    mean = jnp.exp((sizes.largest + raised) + sizes.log_total) / classes
+  reference = jax.lax.stop_gradient(score(own_logits + raised))
   temperature = bounded_temperature(jnp.broadcast_to(temperature, labels.shape), reference.dtype)
   rate, shift = inverse_scale(mean, temperature), margin / temperature
-  rows = {"rate": rate, "shift": shift, "reference": reference}
+  rows = {"rate": rate, "shift": shift, "reference": reference, "raised": raised}
   log_sum, sums = _reduce(functools.partial(_terms_of_ldr, score), chunk_size, labels, rows, outputs)
-  own = (reference - score(sums["own"])) * rate  # zero, with a derivative
+  own = (reference - score(sums["own"] + raised)) * rate  # zero, with a derivative
   # The mean of exp(d / t), where d = 0 for the label, is 1 plus the mean of expm1(d / t). That keeps the digits which a
   # large t needs; where powers are too large for it, or almost all are lost beside 1, the logarithm of the sum does.
   excess = (sums["excess"] + jnp.expm1(own) * (sums["excess"] + (classes - 1))) / classes
@@ -187,7 +191,9 @@ def _terms_of_stablemax(rows, logits, is_label):
 
 
 def _terms_of_ldr(score, rows, logits, is_label):
-  exponents = (score(logits) - rows["reference"][:, None]) * rows["rate"][:, None] + rows["shift"][:, None]
+  exponents = (score(logits + rows["raised"][:, None]) - rows["reference"][:, None]) * rows["rate"][:, None] + rows[
+    "shift"
+  ][:, None]
   excess = jnp.where(is_label, 0, jnp.expm1(jnp.minimum(exponents, _LIMIT)))
   clipped = jnp.where(is_label, 0, exponents > _LIMIT).astype(logits.dtype)
   own = jnp.where(is_label, logits, 0)
@@ -199,10 +205,10 @@ def _absolute(rows, logits, is_label):
 
 
 def _softplus_of_logits(rows, logits, is_label):
-  return None, {"size": jax.nn.softplus(logits)}
-
-
-_MEANS = {"l1_mean": _absolute, "softplus_mean": _softplus_of_logits}
+  """The logarithm of softplus, which far below zero is an exponential."""
+  floor = -20.0 if logits.dtype == jnp.float32 else -40.0
+  small = logits < floor
+  return jnp.where(small, logits, jnp.log(jax.nn.softplus(jnp.where(small, 0, logits)))), {}
 
 
 def _prepare(outputs, labels, chunk_size) -> tuple[jax.Array | OutputLayer, Labelled]:

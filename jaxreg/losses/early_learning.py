@@ -247,7 +247,8 @@ def sigmoid_rampup(step: int | jax.Array, *, length: int | jax.Array) -> jax.Arr
   Returns:
     A scalar in float32, or in float64 where that is enabled.
   """
-  check_hyperparameter("length", length, low=0)
+  step = as_array("step", step)
+  check_hyperparameter("length", length, low=0, shape=step.shape)
   length = jnp.asarray(length, jnp.promote_types(jnp.result_type(float), jnp.float32))
   fraction = jnp.where(length > 0, jnp.clip(step, 0, length) / jnp.maximum(length, 1e-30), 1)
   return jnp.exp(-5 * (1 - fraction) ** 2)

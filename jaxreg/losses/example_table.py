@@ -75,6 +75,7 @@ def gather_rows(table: jax.Array, ids: jax.Array, *, default: float | jax.Array 
   Returns:
     `[..., ...]`.
   """
+  table, ids = as_array("table", table), as_array("ids", ids)
   inside = (ids >= 0) & (ids < table.shape[0])
   rows = table[jnp.where(inside, ids, 0)].astype(jnp.promote_types(table.dtype, jnp.float32))
   return jnp.where(inside.reshape(inside.shape + (1,) * (rows.ndim - inside.ndim)), rows, default)
@@ -108,6 +109,7 @@ def update_rows(
   Returns:
     A table of the same shape and dtype.
   """
+  table, ids, rows = as_array("table", table), as_array("ids", ids), as_array("rows", rows)
   ids, rows = pooled_rows(ids, rows, table.shape[0], unique_ids=unique_ids, axis_name=axis_name)
   return set_rows(table, ids, rows)
 

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
+from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
+from jaxreg.losses.binary_margin import log_limit
 from jaxreg.losses.comp_sum import comp_sum_outer
+from jaxreg.losses.labelled_logits import widened
 
 __all__ = [
   "bayes_conditional_risk",
@@ -96,7 +98,8 @@ def h_consistency_gamma(loss_regret: jax.Array, *, tau: float | jax.Array, class
   steps = 2 * jnp.finfo(regret.dtype).nmant  # so small inverses keep half of their digits or more
   low, high = jax.lax.fori_loop(0, steps, halve, jax.lax.stop_gradient((low, high)))
   inside = (regret > 0) & (regret < transform(jnp.ones(shape, regret.dtype)))
-  found = jnp.where(inside, jax.lax.stop_gradient(low + high) / 2, jnp.where(regret > 0, 1.0, 0.0))
+  edge = jnp.where(jnp.isnan(regret), regret, jnp.where(regret > 0, 1.0, 0.0))
+  found = jnp.where(inside, jax.lax.stop_gradient(low + high) / 2, edge)
   # One Newton step whose value is taken away again leaves the derivative of the implicit function.
   _, slope = jax.jvp(transform, (found,), (jnp.ones(shape, regret.dtype),))
   usable = inside & (slope > 0)
@@ -129,11 +132,15 @@ def h_consistency_gamma_bound(loss_regret: jax.Array, *, tau: float | jax.Array,
     the upper bounds on Gamma (Section 4).
   """
   regret, tau, classes = _checked("loss_regret", loss_regret, tau, classes)
-  regret = jnp.maximum(regret, 0)
-  factor = jnp.where(tau < 1, 2**tau * (2 - tau), 2 * classes ** (tau - 1))
-  under = jnp.where((tau < 2) & (regret > 0), factor * regret, 1)
-  root = jnp.where(regret > 0, jnp.sqrt(under), 0)
-  bound = jnp.where(tau < 2, root, (tau - 1) * classes ** (tau - 1) * regret)
+  regret = jnp.where(regret < 0, 0, regret)
+  curved, zero = tau < 2, regret == 0
+  below = jnp.where(curved, tau, 1)
+  factor = jnp.where(below < 1, 2**below * (2 - below), 2 * classes ** (below - 1))
+  root = jnp.where(zero, 0, jnp.sqrt(jnp.where(curved & ~zero, factor * regret, 1)))
+  above = jnp.where(curved, 2, tau) - 1
+  # The power may leave the dtype's range, and its product with a regret of zero be no number.
+  slope = jnp.exp(jnp.minimum(jnp.log(above) + above * jnp.log(classes), log_limit(regret.dtype)))
+  bound = jnp.where(curved, root, slope * regret)
   return bound.astype(jnp.result_type(loss_regret))
 
 
@@ -164,9 +171,9 @@ def bayes_conditional_risk(probabilities: jax.Array, *, tau: float | jax.Array, 
     the minimal conditional risks behind the minimizability gaps (Section 4).
   """
   check_float("probabilities", probabilities)
-  check_hyperparameter("tau", tau, low=0)
   dtype = jnp.promote_types(jnp.result_type(probabilities), jnp.float32)
   p = jnp.moveaxis(jnp.asarray(probabilities, dtype), axis, -1)
+  check_hyperparameter("tau", tau, low=0, shape=p.shape[:-1])
   tau = jnp.asarray(tau, dtype)
   gap, logistic, absolute = 1 - tau, tau == 1, tau >= 2
   rest = jnp.where(absolute, 1, 2 - tau)
@@ -250,11 +257,12 @@ def minimizability_gap(
 
 def _checked(name, value, tau, classes):
   """The arguments that the transforms share, in float32 or wider."""
+  value = as_array(name, value)
   check_float(name, value)
-  check_hyperparameter("tau", tau, low=0)
-  check_hyperparameter("classes", classes, low=2)
-  dtype = jnp.promote_types(jnp.result_type(value), jnp.float32)
-  return jnp.asarray(value, dtype), jnp.asarray(tau, dtype), jnp.asarray(classes, dtype)
+  check_hyperparameter("tau", tau, low=0, shape=value.shape)
+  check_hyperparameter("classes", classes, low=2, shape=value.shape)
+  wide = widened(value)
+  return wide, jnp.asarray(tau, wide.dtype), jnp.asarray(classes, wide.dtype)
 
 
 def _log_power_mean(b, gap):

@@ -37,8 +37,8 @@ class ALDRState(NamedTuple):
 def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Array | None = None) -> jax.Array:
   """Bounded scores: `z / mean|z|` (`l1_mean`) or `softplus(z) / mean(softplus(z))` (`softplus_mean`).
 
-  The mean is over the last axis. Where it is zero, or so small that its square underflows (1e-19 in float32), the row
-  is not divided.
+  The mean is over the last axis. Where that of `|z|` is zero, or so small that its square underflows (1e-19 in
+  float32), the row is not divided.
 
   >>> import jax.numpy as jnp
   >>> print(normalize_scores(jnp.array([[3.0, -1.0]]), normalize="l1_mean"))
@@ -59,7 +59,7 @@ def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Arr
     raise ValueError(f"normalize must be one of {NORMALIZATIONS}, got {normalize!r}.")
   logits = as_array("logits", logits)
   wide, where = classes_last(logits, where=where)
-  scores, mean = _positive_scores(wide, normalize, where)
+  scores, mean = _positive_scores(lifted(wide, normalize, where), normalize, where)
   return narrowed(scores / mean, logits.dtype)
 
 
@@ -108,7 +108,8 @@ def ldr_kl_loss(
   temperature = batch.hyperparameter("temperature", temperature, low=0)
   margin = batch.hyperparameter("margin", margin, low=0, scalar=True)
   temperature = jnp.broadcast_to(temperature, batch.labels.shape)
-  return batch.values(_ldr_kl(normalize, batch.logits, batch.labels, temperature, margin, batch.where))
+  wide = lifted(batch.logits, normalize, batch.where)
+  return batch.values(_ldr_kl(normalize, wide, batch.labels, temperature, margin, batch.where))
 
 
 def ldr_weights(
@@ -228,10 +229,11 @@ def aldr_kl_loss(
   table = as_array("state", state.temperature)
   ids = table_ids(ids, batch.labels.shape, table.shape[0], batch.counted)
   old = gather_rows(table, ids, default=start)
-  scores, mean = jax.lax.stop_gradient(_positive_scores(batch.logits, normalize, None))
+  wide = lifted(batch.logits, normalize, None)
+  scores, mean = jax.lax.stop_gradient(_positive_scores(wide, normalize, None))
   log_classes = jnp.log(jnp.asarray(batch.logits.shape[-1], scores.dtype))
   new = _adapted(scores, inverse_scale(mean[..., 0], old), start, alpha, log_classes, floor)
-  values = _ldr_kl(normalize, batch.logits, batch.labels, new, margin, None)
+  values = _ldr_kl(normalize, wide, batch.labels, new, margin, None)
   values -= alpha * log_classes / (2 * start) * (new - start) ** 2
   table = update_rows(table, ids, new, unique_ids=unique_ids, axis_name=axis_name)
   return batch.values(values), state._replace(temperature=table)
@@ -300,6 +302,20 @@ def _positive_scores(logits, normalize, where):
     scores = jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     mean = jnp.mean(scores, axis=-1, keepdims=True, where=where)
   return scores, divisor(mean)
+
+
+def lifted(logits, normalize, where):
+  """Logits whose softplus does not underflow: where all are far below zero it is an exponential, of any scale."""
+  if normalize != "softplus_mean":
+    return logits
+  largest = jnp.max(logits, axis=-1, keepdims=True, where=where, initial=-jnp.inf)
+  return logits + lift(jax.lax.stop_gradient(largest))
+
+
+def lift(largest):
+  """What is added to a row of logits so that its largest is not below the point where softplus is exp to rounding."""
+  floor = -20.0 if largest.dtype == jnp.float32 else -40.0
+  return jnp.where(largest < floor, floor - largest, 0)
 
 
 def divisor(mean):

@@ -66,10 +66,10 @@ def denoising_score_matching_loss(
 
   Reference: Han, Razaviyayn, Xu, ICLR 2024, the denoising score matching objective.
   """
-  check_hyperparameter("signal", signal)
-  check_hyperparameter("variance", variance, low=0, open_low=True)
-  check_hyperparameter("weight", weight, low=0)
   (scores, noisy, clean), dtype = _wide(scores=scores, noisy=noisy, clean=clean)
+  check_hyperparameter("signal", signal, shape=scores.shape[:-1])
+  check_hyperparameter("variance", variance, low=0, open_low=True, shape=scores.shape[:-1])
+  check_hyperparameter("weight", weight, low=0, shape=scores.shape[:-1])
   signal, variance, weight = (jnp.asarray(x, scores.dtype) for x in (signal, variance, weight))
   residuals = scores + (noisy - signal[..., None] * clean) / variance[..., None]
   return (weight * jnp.sum(jnp.square(residuals), -1)).astype(dtype)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxreg.checks import as_array
 from jaxreg.losses.labelled_logits import Labelled
 
 __all__ = ["SoftmaxRow", "SoftmaxStatistics", "of_label", "softmax_row", "softmax_statistics", "with_label"]
@@ -29,6 +30,7 @@ def of_label(array: jax.Array, labels: jax.Array) -> jax.Array:
   Returns:
     `[..., 1]`.
   """
+  array, labels = as_array("array", array), as_array("labels", labels)
   return jnp.take_along_axis(array, labels[..., None], axis=-1)
 
 
@@ -47,6 +49,7 @@ def with_label(array: jax.Array, labels: jax.Array, value: float | jax.Array) ->
   Returns:
     `[..., classes]`.
   """
+  array, labels = as_array("array", array), as_array("labels", labels)
   # Row by row under vmap: jnp.put_along_axis gathers the labels of all devices when the batch is sharded.
   replace = lambda row, label, value: row.at[label].set(value[0])
   for _ in range(labels.ndim):

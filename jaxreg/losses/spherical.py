@@ -147,8 +147,8 @@ def z_loss_from_statistics(
   Reference: de Brebisson, Vincent, "The Z-loss: a shift and scale invariant classification loss belonging to the
     Spherical Family", 2016 (arXiv:1604.08859).
   """
-  check_hyperparameter("epsilon", epsilon, low=0)
   target, total, square_total = _checked(statistics, classes)
+  check_hyperparameter("epsilon", epsilon, low=0, shape=target.shape)
   mean = total / classes
   deviation = target - mean
   variance = square_total / classes - mean * mean
@@ -287,8 +287,8 @@ def spherical_softmax_from_statistics(
   Reference: de Brebisson, Vincent, "An Exploration of Softmax Alternatives Belonging to the Spherical Loss Family",
     ICLR 2016, the spherical softmax.
   """
-  check_hyperparameter("epsilon", epsilon, low=0, open_low=True)
   target, _, square_total = _checked(statistics, classes)
+  check_hyperparameter("epsilon", epsilon, low=0, open_low=True, shape=target.shape)
   square_total = jnp.where(square_total < 0, 0, square_total)
   values = jnp.log(square_total + classes * epsilon) - _log_square(target, epsilon)
   return narrowed(values, statistics.target.dtype)
@@ -380,10 +380,10 @@ def log_partition_penalty(logits: jax.Array, *, axis: int = -1, where: jax.Array
 
 
 def _checked(statistics, classes):
-  check_hyperparameter("classes", classes, low=1)
   for name, value in statistics._asdict().items():
     check_float(name, value)
   check_same_shape(**statistics._asdict())
+  check_hyperparameter("classes", classes, low=1, shape=jnp.shape(statistics.target))
   return tuple(map(widened, statistics))
 
 

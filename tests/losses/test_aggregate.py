@@ -125,6 +125,22 @@ _BAD_BAGS = (
 )
 
 
+@pytest.mark.parametrize("hidden", [np.nan, np.inf])
+def test_empty_bags_and_what_is_under_the_mask(hidden):
+  rng = np.random.default_rng(0)
+  where = np.array([[True, True, False], [False] * 3])
+  for name in aggregate.__all__:
+    loss, classes = getattr(aggregate, name), "entropy" in name
+    predictions = rng.normal(size=(2, 3, 4) if classes else (2, 3))
+    targets = () if name == "within_bag_spread" else (jnp.full((2, 4), 0.25) if classes else jnp.ones(2),)
+    options = {"rho": 0.3} if "interpolated" in name else {}
+    mask = where[..., None] if classes else where
+    total = lambda f, loss=loss, t=targets, o=options: loss(f, *t, where=where, **o).sum()
+    value, gradient = jax.value_and_grad(total)(jnp.where(mask, predictions, hidden))
+    np.testing.assert_allclose(value, loss(predictions[:1, :2], *(t[:1] for t in targets), **options).sum(), rtol=1e-6)
+    assert np.isfinite(gradient).all() and not np.any(np.where(mask, 0, gradient))
+
+
 ROWS = [
   bag_loss(aggregate.bag_squared_loss),
   bag_loss(aggregate.instance_squared_loss),

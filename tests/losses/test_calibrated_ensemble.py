@@ -234,6 +234,23 @@ def _ensloss(logits, labels, noise, **hyperparameters):
   return values, calibrated_ensemble.ensloss_derivatives(margins, noise=noise, **hyperparameters)
 
 
+def test_examples_that_do_not_count_take_part_in_no_ranking():
+  rng = np.random.default_rng(0)
+  logits, labels, noise = rng.normal(size=6), np.array([0, 1, 1, 0, 1, 0]), rng.normal(size=6)
+  where = np.array([True, False, True, True, False, True])
+  kept = np.flatnonzero(where)
+  expected = calibrated_ensemble.ensloss(logits[kept], labels[kept], noise=noise[kept])
+  spoiled = np.where(where, logits, np.nan)
+  masked = lambda z: calibrated_ensemble.ensloss(z, labels, noise=noise, where=where)
+  np.testing.assert_allclose(masked(spoiled)[kept], expected, rtol=1e-6)
+  ignored = calibrated_ensemble.ensloss(spoiled, np.where(where, labels, 255), noise=noise)
+  np.testing.assert_array_equal(ignored, masked(spoiled))
+  gradient = jax.grad(lambda z: masked(z).sum())(jnp.asarray(spoiled))
+  assert np.isfinite(gradient).all() and not np.any(gradient[~where])
+  derivatives = calibrated_ensemble.ensloss_derivatives(spoiled, noise=noise, where=where)
+  assert derivatives[1] == 0 and calibrated_ensemble.is_calibrated_derivative(logits[kept], derivatives[kept])
+
+
 ROWS = [
   row(
     calibrated_ensemble.ensloss,

@@ -139,6 +139,18 @@ def test_bad_input(batch):
     comp_sum.comp_sum_outer(labels, tau=1.0)
 
 
+def test_derivatives_in_the_parameter_next_to_cross_entropy():
+  logits, labels = jnp.array([[-3.0, 0.0, 1.0]], jnp.float32), jnp.array([0])
+  slope = lambda tau: jax.grad(lambda t: comp_sum.comp_sum_loss(logits, labels, tau=t)[0])(jnp.float32(tau))
+  # -nll^2 / 2 at 1, from 50 digits elsewhere.
+  for tau, expected in ((1 - 1e-6, -9.3595991), (1.0, -9.3595721), (1 + 1e-6, -9.3595451), (1.0003, -9.3514771)):
+    np.testing.assert_allclose(slope(tau), expected, rtol=3e-6)
+  for loss in (comp_sum.generalized_cross_entropy_loss, comp_sum.truncated_generalized_cross_entropy_loss):
+    options = {} if loss is comp_sum.generalized_cross_entropy_loss else {"threshold": 0.0}
+    at = lambda q, loss=loss, options=options: loss(logits, labels, q=q, **options)[0]
+    np.testing.assert_allclose(jax.grad(at)(jnp.float32(1e-6)), -9.3595451, rtol=3e-6)
+
+
 ROWS = [
   loss_row(comp_sum.comp_sum_loss, tau=(0.5, 2.5)),
   loss_row(comp_sum.generalized_cross_entropy_loss, q=(0.0, 1.0)),

@@ -49,7 +49,7 @@ def test_golden_elr(golden):
           values, new = el.elr_plus_loss(
             logits, part["labels_soft"], part["ema_logits"], part["index"], state=state, permutation=part["perm"],
             coefficient=part["mix"], ramp=el.sigmoid_rampup(meta["first_iteration"] + step, length=meta["coef_step"]),
-            **options,
+            reweight_labels=meta.get("reweight_labels", False), **options,
           )  # fmt: skip
         return values.mean(), new
 
@@ -137,6 +137,23 @@ def test_elr_plus_without_mixing_is_elr_with_the_teachers_targets(batch):
   expected = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   expected += 3.0 * el.elr_regularizer(jax.nn.softmax(logits), new.targets[ids])
   np.testing.assert_allclose(values, expected, atol=1e-12)
+
+
+def test_reweighted_labels(batch):
+  logits, labels, ids = batch
+  soft = 0.9 * jax.nn.one_hot(labels, 4, dtype=jnp.float64) + 0.025
+  arguments = dict(permutation=jnp.roll(jnp.arange(6), 1), coefficient=0.7, weight=0.0)
+  _, new = el.elr_plus_loss(logits, soft, 2 * logits, ids, state=_state(), **arguments)
+  values, _ = el.elr_plus_loss(logits, soft, 2 * logits, ids, state=_state(), reweight_labels=True, **arguments)
+  targets = new.targets[ids]
+  product = soft * (0.7 * targets + 0.3 * targets[arguments["permutation"]])
+  expected = -jnp.sum(product / product.sum(1, keepdims=True) * jax.nn.log_softmax(logits), axis=1)
+  np.testing.assert_allclose(values, expected, rtol=1e-12)
+
+
+def test_ramp_in_double_precision():
+  assert el.sigmoid_rampup(1, length=3).dtype == jnp.float64
+  np.testing.assert_allclose(el.sigmoid_rampup(1, length=3), np.exp(-5 * (2 / 3) ** 2), rtol=1e-15)
 
 
 def test_candidates():

@@ -172,6 +172,15 @@ def test_bad_input():
     h_consistency.minimizability_gap(half, jnp.ones(3), weights=jnp.ones(1))
 
 
+def test_many_classes_and_not_a_number():
+  bound = h_consistency.h_consistency_gamma_bound
+  assert bound(jnp.float32(0.0), tau=10.0, classes=1e6) == 0
+  assert np.isfinite(bound(jnp.float32(1.0), tau=10.0, classes=1e6))
+  np.testing.assert_allclose(jax.grad(lambda r: bound(r, tau=3.0, classes=10.0))(0.0), 200.0, rtol=1e-5)
+  for function in (bound, h_consistency.h_consistency_gamma):
+    assert np.isnan(function(jnp.float32(np.nan), tau=1.0, classes=2))
+
+
 ROWS = [
   elementwise_row(
     h_consistency.h_consistency_transform, "error_regret", extreme=(0.0, 1.0), tau=(0.0, 3.0), classes=(2, 9)

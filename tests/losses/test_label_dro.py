@@ -7,11 +7,12 @@ import hypothesis.extra.numpy as arrays
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import optax
 import pytest
 
-from jaxreg.losses import label_dro
+from jaxreg.losses import chunked, label_dro
 from tests.conformance import CLASSES, TABLE, loss_row, scores_row, stateful_loss_row
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -241,6 +242,44 @@ def _aldr_surrogate(logits, results, labels, ids, state, *, initial_temperature,
   differences = scaled - jnp.sum(scaled * label, axis=-1, keepdims=True) + margin * (1 - label)
   value = jnp.sum(temperature, -1) * jnp.log(jnp.mean(jnp.exp(differences / temperature), axis=-1))
   return value - alpha * np.log(CLASSES) / (2 * initial_temperature) * (temperature[:, 0] - initial_temperature) ** 2
+
+
+@pytest.mark.parametrize("shift", [0.0, -30.0, -44.0, -60.0, -200.0])
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_softplus_normalisation_far_below_zero(shift, chunk_size):
+  rng = np.random.default_rng(0)
+  logits, labels = rng.normal(size=(4, 7)) + shift, jnp.array([0, 3, 6, 2])
+  options = dict(normalize="softplus_mean", temperature=0.7, margin=0.1)
+  loss = label_dro.ldr_kl_loss
+  if chunk_size:
+    loss = functools.partial(chunked.chunked_ldr_kl_loss, chunk_size=chunk_size)
+  with mpmath.workdps(50):
+    expected = []
+    for row, label in zip(logits, labels):
+      scores = [mpmath.log1p(mpmath.exp(mpmath.mpf(z))) for z in row]
+      mean = sum(scores) / 7
+      d = [(s - scores[label]) / mean + (0.1 if k != label else 0) for k, s in enumerate(scores)]
+      expected.append(float(0.7 * mpmath.log(sum(mpmath.exp(x / 0.7) for x in d) / 7)))
+  np.testing.assert_allclose(loss(jnp.asarray(logits, jnp.float32), labels, **options), expected, rtol=1e-4)
+  np.testing.assert_allclose(loss(jnp.asarray(logits), labels, **options), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-20, 1e-30, 0.0])
+def test_chunked_scores_next_to_zero_are_not_divided(scale):
+  rng = np.random.default_rng(0)
+  logits, labels = jnp.asarray(rng.normal(size=(4, 7)) * scale, jnp.float32), jnp.array([0, 3, 6, 2])
+  options = dict(normalize="l1_mean", temperature=0.7, margin=0.1)
+  whole = jax.value_and_grad(lambda z: label_dro.ldr_kl_loss(z, labels, **options).sum())(logits)
+  parts = jax.value_and_grad(lambda z: chunked.chunked_ldr_kl_loss(z, labels, chunk_size=3, **options).sum())(logits)
+  for a, b in zip(parts, whole):
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * np.abs(b).max())
+
+
+def test_one_class():
+  state = label_dro.aldr_kl_init(2, temperature=3.0)
+  values, state = label_dro.aldr_kl_loss(jnp.ones((2, 1)), jnp.zeros(2, int), jnp.arange(2), state=state)
+  assert values.tolist() == [0.0, 0.0] and state.temperature.tolist() == [3.0, 3.0]
 
 
 ROWS = [

@@ -217,6 +217,19 @@ def statistics_loss(function, **options):
   return row(function, arguments, call=call, extreme=extreme, bad=bad, examples="any", options=options)
 
 
+def test_not_a_number_stays_one():
+  logits, labels = jnp.full((1, 3), jnp.nan), jnp.array([0])
+  assert np.isnan(spherical.z_loss(logits, labels)).all()
+  statistics = spherical.SphericalStatistics(*(jnp.array([jnp.nan]),) * 3)
+  for loss in (
+    spherical.z_loss_from_statistics,
+    spherical.taylor_softmax_from_statistics,
+    spherical.spherical_softmax_from_statistics,
+  ):
+    assert np.isnan(loss(statistics, classes=3)).all()
+  assert np.isnan(spherical.one_hot_squared_error_from_statistics(statistics)).all()
+
+
 ROWS = [
   row(
     spherical.log_partition_penalty,
