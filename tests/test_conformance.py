@@ -335,6 +335,47 @@ def check_narrow(row, low, high, ordinary):
     np.testing.assert_allclose(a, b, rtol=2**-7, atol=2**-7 * np.abs(b).max(initial=0))
 
 
+# What may come of NaN without being NaN: counts of what is right, for it counts as wrong, and times that never come.
+NAN_COUNTS = {
+  "classification.top_k_accuracy",
+  "classification.balanced_top_k_accuracy",
+  "classification.memorization_fractions",
+  "sample_complexity.probe_sample_curve",
+  "sample_complexity.min_samples_to",
+  "lazy_rich.grokking_gap",
+  # Integers have no NaN; these inputs are rounded to them.
+  "integer.integer_dense-1.5-False",
+  "integer.integer_conv-1.5-True",
+  # A NaN logit is not among the statistics that the loss clips.
+  "factored_output.FactoredOutput",
+  "factored_output.factored_value_and_grad",
+}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.name.startswith("losses.")], ids=lambda row: row.label)
+def test_nan_comes_out_as_nan(row):
+  """Whatever changes the results makes a NaN of them when it is one itself; results that hold no floats cannot."""
+  arguments, hyperparameters = inputs(row, dtype=jnp.float32)
+  leaves, structure = jax.tree.flatten((arguments, hyperparameters))
+  call = lambda leaves: floats(compiled(row.label)(*structure.unflatten(leaves))[0])
+  expected = call(leaves)
+  if row.label in NAN_COUNTS or not expected:
+    return
+  for place, leaf in enumerate(leaves):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      continue
+    for where in (jnp.ones(leaf.shape, bool), jnp.arange(leaf.size).reshape(leaf.shape) == leaf.size // 3):
+      with_leaf = lambda new: call([*leaves[:place], new, *leaves[place + 1 :]])
+      shrunk = leaf * jnp.linspace(0.2, 0.9, leaf.size).reshape(leaf.shape)
+      matters = any(not np.array_equal(a, b) for a, b in zip(with_leaf(jnp.where(where, shrunk, leaf)), expected))
+      results = with_leaf(jnp.where(where, jnp.nan, leaf))
+      assert not matters or any(np.isnan(result).any() for result in results), f"argument {place}"
+
+
+def floats(results):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(results) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
 @pytest.mark.parametrize("row", [row for row in ROWS if row.bad], ids=lambda row: row.label)
 def test_bad_input_is_refused(row):
   arguments, hyperparameters = inputs(row, dtype=jnp.float32)

@@ -116,8 +116,8 @@ def aggregate_fixed_point(aspect: float | jax.Array, bag_size: float | jax.Array
   # Of the two forms of the root the one that adds what has the same sign.
   positive = linear > 0
   small = 2 * delta / jnp.where(positive, linear + root, 1)
-  large = (root - linear) / jnp.where(square > 0, 2 * square, 1)
-  return jnp.where(positive, small, jnp.where(square > 0, large, jnp.inf))
+  large = (root - linear) / jnp.where(square == 0, 1, 2 * square)
+  return jnp.where(positive, small, jnp.where(square == 0, jnp.where(jnp.isnan(root), jnp.nan, jnp.inf), large))
 
 
 def aggregate_risk(

@@ -36,8 +36,9 @@ def singular_vote(correlation: jax.Array, targets: jax.Array, dual: DualActivati
   _check_votes(correlation, targets)
   kernel = koenigs(correlation, dual, iterations=iterations)
   # A weight of 0 has no gradient; where all are 0 the vote is that of the majority.
-  log_kernel = jnp.log(jnp.where(kernel > 0, kernel, 1))
-  return _weighted(jnp.where(kernel > 0, log_kernel, jnp.finfo(kernel.dtype).min), targets)
+  none = kernel <= 0
+  log_kernel = jnp.log(jnp.where(none, 1, kernel))
+  return _weighted(jnp.where(none, jnp.finfo(kernel.dtype).min, log_kernel), targets)
 
 
 def hilbert_vote(correlation: jax.Array, targets: jax.Array, *, exponent: float | jax.Array) -> jax.Array:
@@ -65,8 +66,8 @@ def hilbert_vote(correlation: jax.Array, targets: jax.Array, *, exponent: float 
   check_hyperparameter("exponent", exponent, low=0)
   wide = jnp.asarray(correlation, jnp.promote_types(jnp.result_type(correlation), jnp.float32))
   gap = 1 - jnp.clip(wide, -1, 1)
-  apart = gap > 0
-  return _weighted(jnp.where(apart, -exponent / 2 * jnp.log(jnp.where(apart, gap, 1)), jnp.inf), targets)
+  same = gap <= 0
+  return _weighted(jnp.where(same, jnp.inf, -exponent / 2 * jnp.log(jnp.where(same, 1, gap))), targets)
 
 
 def _weighted(log_weights, targets):
@@ -90,7 +91,7 @@ def nearest_neighbor_vote(correlation: jax.Array, targets: jax.Array) -> jax.Arr
     targets: floating `[training inputs]` or `[training inputs, outputs]`.
 
   Returns:
-    `[inputs]` or `[inputs, outputs]`.
+    `[inputs]` or `[inputs, outputs]`; NaN where a correlation is.
 
   Raises:
     ValueError: when shapes do not fit.
@@ -98,7 +99,10 @@ def nearest_neighbor_vote(correlation: jax.Array, targets: jax.Array) -> jax.Arr
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the nearest-neighbour limit.
   """
   _check_votes(correlation, targets)
-  return targets[jnp.argmax(correlation, -1)]
+  correlation, targets = jnp.asarray(correlation), jnp.asarray(targets)
+  votes = targets[jnp.argmax(correlation, -1)]
+  unknown = jnp.isnan(correlation).any(-1).reshape((-1,) + (1,) * (targets.ndim - 1))
+  return jnp.where(unknown, jnp.nan, votes)
 
 
 def majority_vote(correlation: jax.Array, targets: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_hyperparameter
+from jaxreg.metrics.norms import safe_sqrt
 
 __all__ = [
   "DualActivation",
@@ -72,16 +73,12 @@ def _moment(formula):
 
 def _correlation(covariance, variance1, variance2):
   """The correlation and the product of standard deviations; what rounding cannot tell from +-1 is exactly that."""
-  scale = _root(variance1) * _root(variance2)
-  rho = jnp.where(scale > 0, covariance / jnp.where(scale > 0, scale, 1), 0)
+  scale = safe_sqrt(variance1) * safe_sqrt(variance2)
+  zero = scale == 0
+  rho = jnp.where(zero, 0, covariance / jnp.where(zero, 1, scale))
   near = jnp.abs(rho) >= 1 - 4 * jnp.finfo(rho.dtype).eps
   # The gradient passes: the moments have one at +-1.
   return rho + jax.lax.stop_gradient(jnp.where(near, jnp.sign(rho) - rho, 0)), scale
-
-
-def _root(variance):
-  positive = variance > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
 
 
 # `(arcsin(x) / x - 1) / x^2` as a polynomial in x^2 up to 1/4, fitted at Chebyshev nodes; its error is 1e-9 x^2.
@@ -576,7 +573,7 @@ def numerical_dual(activation: Callable, *, points: int = 128, terms: int = 64) 
 
   def moment(function):
     def coefficients(variance):
-      values = function(_root(variance)[..., None] * jnp.asarray(nodes, variance.dtype))
+      values = function(safe_sqrt(variance)[..., None] * jnp.asarray(nodes, variance.dtype))
       matrix = jnp.asarray(projection[:, ::-1], variance.dtype)  # the highest power first
       return jnp.einsum("...p,pk->k...", values, matrix, precision="highest")
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.classification import predicted_classes
 
 __all__ = [
   "Eigensystem",
@@ -112,12 +113,12 @@ def gradient_flow_coefficients(
 def _flow_filter(rates, time):
   """`(1 - exp(-rate time)) / rate`, `time` at rate 0."""
   time = jnp.asarray(time, rates.dtype)
-  positive = rates > 0
-  safe = jnp.where(positive, rates, 1)
+  zero = rates == 0
+  safe = jnp.where(zero, 1, rates)
   late = jnp.isinf(time)
   finite = jnp.where(late, 1, time)
-  filtered = jnp.where(positive, -jnp.expm1(-safe * finite) / safe, finite)
-  return jnp.where(late, 1 / safe * positive, filtered)
+  filtered = jnp.where(zero, finite, -jnp.expm1(-safe * finite) / safe)
+  return jnp.where(late, jnp.where(zero, 0, 1 / safe), filtered)
 
 
 def gradient_descent_coefficients(
@@ -259,7 +260,7 @@ def kernel_classify(cross: jax.Array, coefficients: jax.Array) -> jax.Array:
     coefficients: floating `[training inputs, classes]`, or `[training inputs]` for two classes -1 and 1.
 
   Returns:
-    `[inputs]`, int32 class indices or signs.
+    `[inputs]`, int32 class indices or signs; where a score is NaN, -1 for no class, and the sign 0.
 
   Raises:
     ValueError: when shapes do not fit.
@@ -272,5 +273,5 @@ def kernel_classify(cross: jax.Array, coefficients: jax.Array) -> jax.Array:
   _check_rows("coefficients", coefficients, jnp.shape(cross)[1])
   scores = jnp.matmul(cross, coefficients, precision="highest")
   if scores.ndim == 2:
-    return jnp.argmax(scores, -1).astype(jnp.int32)
-  return jnp.where(scores >= 0, 1, -1).astype(jnp.int32)
+    return predicted_classes(scores).astype(jnp.int32)
+  return jnp.where(jnp.isnan(scores), 0, jnp.where(scores >= 0, 1, -1)).astype(jnp.int32)

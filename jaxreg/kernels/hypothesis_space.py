@@ -333,7 +333,7 @@ def _law(law: ErrorLaw):
 
 
 def _log(x):
-  return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)
+  return jnp.where(x <= 0, -jnp.inf, jnp.log(jnp.where(x <= 0, 1, x)))
 
 
 def _checked(posterior: HypothesisPosterior, targets):

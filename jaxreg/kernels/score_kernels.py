@@ -136,7 +136,11 @@ def finite_score_ntk(weights: jax.Array, signs: jax.Array, inputs: jax.Array, ot
     raise ValueError(f"signs must be [outputs, {weights.shape[0]}], got shape {jnp.shape(signs)}.")
   signs = jnp.asarray(signs, weights.dtype)
   dot = lambda a, b: jnp.matmul(a, b, precision="highest")
-  active = lambda z: (dot(z, weights.T) > 0).astype(weights.dtype)
+
+  def active(z):
+    fields = dot(z, weights.T)
+    return jnp.where(jnp.isnan(fields), jnp.nan, fields > 0).astype(weights.dtype)
+
   # One output pair at a time is one matrix product of [inputs, width] and [width, others].
   pairs = jnp.einsum("nr,ir,kr,mr->nmik", active(inputs), signs, signs, active(others), precision="highest")
   return pairs / weights.shape[0] * dot(inputs, others.T)[..., None, None]
@@ -222,7 +226,8 @@ def early_stopping_step(
 
   def beyond(step):
     tau = rate * step
-    return (2 * math.e * noise) ** 2 * tau * jnp.mean(jnp.minimum(tau * mu, 1)) > 1  # which grows with tau
+    # It grows with tau; NaN stops at once.
+    return ~((2 * math.e * noise) ** 2 * tau * jnp.mean(jnp.minimum(tau * mu, 1)) <= 1)
 
   def halve(_, ends):
     low, high = ends  # allowed, and beyond (or longest + 1)

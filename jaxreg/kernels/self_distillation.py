@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 from jaxreg.kernels.gradient_flow import Eigensystem, check_gram
+from jaxreg.metrics.norms import scaled
 
 __all__ = [
   "DistillationRounds",
@@ -201,7 +202,7 @@ def _refit_log_power(d, ridge, weight, refits):
   remembers = (d > jnp.finfo(d.dtype).eps ** 2 * ridge) & (weight < 1)
   log_ratio = jnp.log1p(-jnp.where(remembers, weight, 0)) - jnp.log1p(ridge / jnp.where(remembers, d, ridge))
   finite = jnp.where(remembers & ~forever, jnp.where(forever, 0, refits) * log_ratio, -jnp.inf)
-  return jnp.where(some, finite, 0)
+  return jnp.where(some, finite, jnp.where(jnp.isnan(refits), jnp.nan, 0))
 
 
 def self_distilled_coefficients(
@@ -307,12 +308,11 @@ def optimal_target_weight(
   dtype = jnp.promote_types(jnp.result_type(first, distilled, targets), jnp.float32)
   first, distilled, targets = (jnp.asarray(x, dtype) for x in (first, distilled, targets))
   gap = first - distilled
-  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(gap), initial=0))
-  differ = largest > 0
-  scale = jnp.where(differ, largest, 1)  # squares of small differences would vanish
-  gap = gap / scale
-  weight = jnp.sum((targets - distilled) / scale * gap) / jnp.where(differ, jnp.sum(gap**2), 1)
-  return jnp.clip(jnp.where(differ, weight, 1), low, high)
+  gap, scale = scaled(gap)  # squares of small differences would vanish
+  square = jnp.sum(gap**2)
+  agree = square == 0
+  weight = jnp.sum((targets - distilled) / scale * gap) / jnp.where(agree, 1, square)
+  return jnp.clip(jnp.where(agree, 1, weight), low, high)
 
 
 def iterated_distillation(

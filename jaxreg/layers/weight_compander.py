@@ -125,7 +125,7 @@ def uncompand(
   """
   weights, (wide, amplitude, width) = _checked("weights", weights, amplitude, width)
   limit = curve.limit * (1 - 4 * jnp.finfo(wide.dtype).eps)
-  inside = jnp.abs(wide) < limit * amplitude
+  inside = ~(jnp.abs(wide) >= limit * amplitude)
   ratio = jnp.where(inside, wide, 0) / amplitude
   last = curve.inverse(jnp.full_like(ratio, limit))
   return (width * jnp.where(inside, curve.inverse(ratio), jnp.sign(wide) * last)).astype(weights.dtype)

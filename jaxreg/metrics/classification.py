@@ -133,6 +133,8 @@ def memorization_fractions(
 ) -> MemorizationFractions:
   """How the examples with a wrong label are predicted: correctly, as the wrong label says (memorized), or otherwise.
 
+  Examples with a NaN logit are predicted as no class, thus otherwise.
+
   >>> import jax.numpy as jnp
   >>> logits, labels, true_labels = jnp.eye(3), jnp.array([0, 1, 2]), jnp.array([1, 1, 0])
   >>> memorized = memorization_fractions(logits, labels, true_labels)
@@ -159,10 +161,15 @@ def memorization_fractions(
   if not jnp.issubdtype(jnp.result_type(true_labels), jnp.integer):
     raise ValueError(f"true_labels must be integer class indices, got dtype {jnp.result_type(true_labels)}.")
   wrong = (labels != true_labels) & _example_mask(where, labels)
-  predicted = jnp.argmax(logits, axis=-1)
+  predicted = predicted_classes(logits)
   correct, memorized = predicted == true_labels, predicted == labels
   outcomes = (correct, memorized, ~correct & ~memorized)
   return MemorizationFractions(*(_share(outcome, wrong, _metric_dtype(logits)) for outcome in outcomes))
+
+
+def predicted_classes(logits: jax.Array) -> jax.Array:
+  """The class of the largest logit, the first of equal ones, and -1, which is no class, where a logit is NaN."""
+  return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, jnp.argmax(logits, axis=-1))
 
 
 def _hits(logits, labels, k, where):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.norms import safe_norm, safe_sqrt
 
 __all__ = [
   "OrthogonalityError",
@@ -98,9 +99,7 @@ def orthogonality_error(singular_values: jax.Array) -> OrthogonalityError:
   check_float("singular_values", singular_values)
   values = jnp.asarray(singular_values, jnp.promote_types(jnp.result_type(singular_values), jnp.float32))
   defect = jnp.abs((values - 1) * (values + 1))  # no cancellation near 1
-  largest = jnp.max(defect, initial=0)
-  scale = jnp.where(largest > 0, largest, 1)  # so that no square overflows
-  return OrthogonalityError(scale * jnp.sqrt(jnp.sum(jnp.square(defect / scale))), largest)
+  return OrthogonalityError(safe_norm(defect), jnp.max(defect, initial=0))
 
 
 def orthogonality_spectral_constant(
@@ -161,8 +160,8 @@ def isometry_bounds(penalty: jax.Array, *, spectral_constant: float | jax.Array)
   check_float("penalty", penalty)
   check_hyperparameter("spectral_constant", spectral_constant, low=0, open_low=True)
   wide = jnp.asarray(penalty, jnp.promote_types(jnp.result_type(penalty), jnp.float32))
-  error = _root(jnp.maximum(wide, 0) * jnp.asarray(spectral_constant, wide.dtype))
-  return _root(jnp.maximum(1 - error, 0)), jnp.sqrt(1 + error)
+  error = safe_sqrt(wide * jnp.asarray(spectral_constant, wide.dtype))
+  return safe_sqrt(1 - error), jnp.sqrt(1 + error)
 
 
 def certified_radius(logits: jax.Array, *, lipschitz_constant: float | jax.Array) -> jax.Array:
@@ -194,11 +193,6 @@ def certified_radius(logits: jax.Array, *, lipschitz_constant: float | jax.Array
   # Not by slices of the pair, for which XLA would sort all classes.
   margin = jnp.sum(jax.lax.top_k(logits, 2)[0].astype(wide) * jnp.array([1, -1], wide), axis=-1)
   return (margin / (math.sqrt(2) * jnp.asarray(lipschitz_constant, wide))).astype(logits.dtype)
-
-
-def _root(values):
-  """The square root with gradient 0 at 0."""
-  return jnp.where(values > 0, jnp.sqrt(jnp.where(values > 0, values, 1)), 0)
 
 
 class ConvSizes(NamedTuple):

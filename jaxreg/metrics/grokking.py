@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_same_shape
+from jaxreg.metrics.norms import safe_norm, scaled
 
 __all__ = ["nlm_alignment", "nlm_direction", "softmax_collapse_fraction", "tensor_norms", "zero_loss_fraction"]
 
@@ -30,7 +31,7 @@ def softmax_collapse_fraction(logits: jax.Array, *, dtype=None, axis: int = -1) 
     axis: the axis of the classes.
 
   Returns:
-    Scalar float32 in [0, 1], the mean over all examples.
+    Scalar float32 in [0, 1], the mean over all examples; NaN where a logit is.
 
   Raises:
     ValueError: when `logits` or `dtype` is not floating, or `dtype` is float64 without `jax_enable_x64`.
@@ -53,7 +54,7 @@ def softmax_collapse_fraction(logits: jax.Array, *, dtype=None, axis: int = -1) 
 
   z = rounded(jnp.clip(jnp.asarray(logits, wide), info.min.astype(wide), info.max.astype(wide)))
   terms = rounded(jnp.exp(rounded(z - jnp.max(z, axis=axis, keepdims=True))))
-  return jnp.mean(rounded(jnp.sum(terms, axis=axis)) == 1, dtype=jnp.float32)
+  return _fraction(rounded(jnp.sum(terms, axis=axis)), 1)
 
 
 def zero_loss_fraction(losses: jax.Array) -> jax.Array:
@@ -67,7 +68,7 @@ def zero_loss_fraction(losses: jax.Array) -> jax.Array:
     losses: floating `[...]`, one value per example in the dtype in which the loss was computed.
 
   Returns:
-    Scalar float32 in [0, 1].
+    Scalar float32 in [0, 1]; NaN where a loss is.
 
   Raises:
     ValueError: when `losses` is not floating point.
@@ -76,7 +77,12 @@ def zero_loss_fraction(losses: jax.Array) -> jax.Array:
     ("zero terms" of their code).
   """
   check_float("losses", losses)
-  return jnp.mean(losses == 0, dtype=jnp.float32)
+  return _fraction(jnp.asarray(losses), 0)
+
+
+def _fraction(values, wanted):
+  """The fraction of values that are as wanted, float32; NaN where one is NaN, of a run that has diverged."""
+  return jnp.mean(jnp.where(jnp.isnan(values), jnp.nan, values == wanted), dtype=jnp.float32)
 
 
 def nlm_alignment(grads, params):
@@ -106,10 +112,11 @@ def nlm_alignment(grads, params):
 
   def cosine(gradient, weight):
     check_same_shape(grads=gradient, params=weight)
-    (gradient, _), (weight, _) = _scaled(gradient), _scaled(weight)
+    (gradient, _), (weight, _) = scaled(gradient), scaled(weight)
     lengths = jnp.sqrt(jnp.sum(gradient**2) * jnp.sum(weight**2))
     inner = jnp.sum(gradient * weight)
-    return jnp.where(lengths > 0, jnp.clip(-inner / jnp.where(lengths > 0, lengths, 1), -1, 1), 0)
+    zero = lengths == 0
+    return jnp.where(zero, 0, jnp.clip(-inner / jnp.where(zero, 1, lengths), -1, 1))
 
   return jax.tree.map(cosine, grads, params)
 
@@ -173,16 +180,6 @@ def tensor_norms(params):
 
   def norm(tensor):
     check_float("params", tensor)
-    tensor, size = _scaled(tensor)
-    return size * jnp.sqrt(jnp.sum(tensor**2))
+    return safe_norm(tensor)
 
   return jax.tree.map(norm, params)
-
-
-def _scaled(tensor):
-  """The tensor divided by its largest absolute entry, in float32 or better, and that entry (1 for a zero tensor)."""
-  tensor = jnp.asarray(tensor)
-  tensor = tensor.astype(jnp.promote_types(tensor.dtype, jnp.float32))
-  size = jnp.max(jnp.abs(tensor), initial=0)
-  size = jnp.where(size >= jnp.finfo(tensor.dtype).tiny, size, 1)
-  return tensor / size, size

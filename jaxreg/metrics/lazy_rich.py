@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
+from jaxreg.metrics.norms import scaled
 
 __all__ = ["GrokkingGap", "grokking_gap", "kernel_alignment", "kernel_difficulty", "relative_motion"]
 
@@ -48,11 +49,12 @@ def kernel_alignment(kernel: jax.Array, targets: jax.Array) -> jax.Array:
     ICLR 2024, the "centred kernel alignment" (printed once without the square of `||y||`).
   """
   kernel, targets = _check_kernel(kernel, targets)
-  kernel, targets = _normalized(kernel), _normalized(targets)
+  (kernel, _), (targets, _) = scaled(kernel), scaled(targets)  # a scale-free result
   product = lambda a, b: jnp.matmul(a, b, precision="highest")
   squares = jnp.sum(kernel**2) * jnp.sum(product(targets.T, targets) ** 2)
   inner = jnp.sum(targets * product(kernel, targets))
-  return jnp.where(squares > 0, inner / jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+  zero = squares == 0
+  return jnp.where(zero, 0, inner / jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
 def kernel_difficulty(kernel: jax.Array, targets: jax.Array, *, ridge: float | jax.Array = 0.0) -> jax.Array:
@@ -120,8 +122,8 @@ def relative_motion(params, initial_params) -> jax.Array:
     dtype = jnp.promote_types(jnp.result_type(now, before), jnp.float32)
     now, before = now.astype(dtype), before.astype(dtype)
     moved, start = moved + jnp.sum(jnp.square(now - before)), start + jnp.sum(jnp.square(before))
-  safe = (moved > 0) & (start > 0)
-  return jnp.where(safe, jnp.sqrt(jnp.where(safe, moved, 1) / jnp.where(safe, start, 1)), 0)
+  zero = (moved == 0) | (start == 0)
+  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, moved) / jnp.where(zero, 1, start)))
 
 
 def grokking_gap(
@@ -170,7 +172,7 @@ def grokking_gap(
   # In float32, so that the fractions are not rounded to a narrower dtype.
   train_losses, test_losses = (jnp.asarray(losses, times.dtype) for losses in (train_losses, test_losses))
   fitted = train_losses <= train_fraction * train_losses[..., :1]
-  large = test_losses > test_fraction * test_losses[..., :1]
+  large = ~(test_losses <= test_fraction * test_losses[..., :1])  # NaN is not small
   fitted_at = jnp.min(jnp.where(fitted, times, jnp.inf), axis=-1)
   after = jnp.append(times[1:], jnp.inf)
   generalized_at = jnp.max(jnp.where(large, after, times[0]), axis=-1)
@@ -188,9 +190,3 @@ def _check_kernel(kernel, targets):
   dtype = jnp.promote_types(jnp.result_type(kernel, targets), jnp.float32)
   targets = targets.astype(dtype)
   return kernel.astype(dtype), targets[:, None] if targets.ndim == 1 else targets
-
-
-def _normalized(array):
-  """Divided by its largest absolute entry, so that no square leaves the range; a zero array stays."""
-  size = jax.lax.stop_gradient(jnp.max(jnp.abs(array)))  # scale-free results do not depend on it
-  return array / jnp.where(size > 0, size, 1)

@@ -150,7 +150,7 @@ def minmax_scaling(features: jax.Array, *, where: jax.Array | None = None) -> Mi
   minimum = jnp.min(features, axis=0, where=where[:, None], initial=jnp.inf)
   width = jnp.max(features, axis=0, where=where[:, None], initial=-jnp.inf) - minimum
   some = jnp.any(where)
-  return MinMaxScaling(jnp.where(some, minimum, 0), jnp.where(some & (width > 0), width, 1))
+  return MinMaxScaling(jnp.where(some, minimum, 0), jnp.where(some & (width != 0), width, 1))
 
 
 def minmax_scale(scaling: MinMaxScaling, features: jax.Array) -> jax.Array:
@@ -193,8 +193,12 @@ def _wide_features(features, where):
   if where is not None and jnp.shape(where) != jnp.shape(features)[:1]:
     raise ValueError(f"where must have shape {jnp.shape(features)[:1]}, got {jnp.shape(where)}.")
   features = jnp.asarray(features)
-  where = jnp.ones(features.shape[0], bool) if where is None else jnp.asarray(where, bool)
-  return features.astype(jnp.promote_types(features.dtype, jnp.float32)), where
+  features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+  if where is None:
+    return features, jnp.ones(features.shape[0], bool)
+  where = jnp.asarray(where, bool)
+  # What does not count may be anything, NaN too, which no factor of 0 would remove.
+  return jnp.where(where[:, None], features, 0), where
 
 
 def class_members(features, labels, num_classes, where):

@@ -20,7 +20,7 @@ def pareto_front(costs: jax.Array, values: jax.Array) -> jax.Array:
     values: floating `[..., points]`, the more the better.
 
   Returns:
-    booleans `[..., points]`; of equal points all or none are on the front.
+    booleans `[..., points]`; of equal points all or none are on the front, and none whose cost or value is NaN.
 
   Raises:
     ValueError: when the arrays are not floating point or have different shapes.
@@ -32,7 +32,7 @@ def pareto_front(costs: jax.Array, values: jax.Array) -> jax.Array:
   cheaper = jnp.expand_dims(costs, -2) - jnp.expand_dims(costs, -1)
   better = jnp.expand_dims(values, -2) - jnp.expand_dims(values, -1)
   dominated = (cheaper <= 0) & (better >= 0) & ((cheaper < 0) | (better > 0))
-  return ~jnp.any(dominated, axis=-1)
+  return ~(jnp.any(dominated, axis=-1) | jnp.isnan(costs) | jnp.isnan(values))
 
 
 def best_within_cost(costs: jax.Array, values: jax.Array, budgets: jax.Array) -> jax.Array:
@@ -50,7 +50,7 @@ def best_within_cost(costs: jax.Array, values: jax.Array, budgets: jax.Array) ->
     budgets: floating `[..., budgets]`.
 
   Returns:
-    `[..., budgets]`.
+    `[..., budgets]`; NaN where the budget, a cost, or an affordable value is NaN.
 
   Raises:
     ValueError: when the arrays are not floating point or `costs` and `values` have different shapes.
@@ -60,7 +60,9 @@ def best_within_cost(costs: jax.Array, values: jax.Array, budgets: jax.Array) ->
   _check(costs, values)
   check_float("budgets", budgets)
   affordable = jnp.expand_dims(costs, -2) <= jnp.expand_dims(budgets, -1)
-  return jnp.max(jnp.expand_dims(values, -2), axis=-1, initial=-jnp.inf, where=affordable)
+  best = jnp.max(jnp.expand_dims(values, -2), axis=-1, initial=-jnp.inf, where=affordable)
+  unknown = jnp.isnan(budgets) | jnp.any(jnp.isnan(costs), axis=-1, keepdims=True)
+  return jnp.where(unknown, jnp.nan, best)
 
 
 def _check(costs, values):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.classification import predicted_classes
 from jaxreg.metrics.linear_probe import minmax_scale, minmax_scaling, probe_logits
 
 __all__ = ["min_samples_to", "probe_sample_curve"]
@@ -82,7 +83,7 @@ def probe_sample_curve(
       scaling = minmax_scaling(features, where=where)
       inputs, tests = minmax_scale(scaling, features), minmax_scale(scaling, test_features)
     dtype = jnp.promote_types(features.dtype, jnp.float32)
-    wrong = lambda fit: jnp.argmax(probe_logits(fit(inputs, labels, where), tests), axis=-1) != test_labels
+    wrong = lambda fit: predicted_classes(probe_logits(fit(inputs, labels, where), tests)) != test_labels
     return {name: jnp.mean(wrong(fit), dtype=dtype) for name, fit in heads.items()}
 
   keys = jax.random.split(key, repeats * len(sizes))
@@ -104,7 +105,7 @@ def min_samples_to(errors: jax.Array, sizes: jax.Array, *, target: float | jax.A
     target: real number, or array broadcasting against `[...]`; may be traced.
 
   Returns:
-    `[...]`, float32 at least; infinite where the target is never reached.
+    `[...]`, float32 at least; infinite where the target is never reached, which an error of NaN does not.
 
   Raises:
     ValueError: when shapes or dtypes do not fit.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.norms import scaled
 
 __all__ = [
   "WeightMoments",
@@ -72,14 +73,12 @@ def weight_moments(weights: jax.Array, *, ddof: int = 1) -> WeightMoments:
   check_float("weights", weights)
   if jnp.size(weights) <= ddof:
     raise ValueError(f"weights must be more than ddof {ddof} entries, got {jnp.size(weights)}.")
-  wide = jnp.asarray(weights, jnp.promote_types(jnp.result_type(weights), jnp.float32))
-  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(wide)))
-  centred = wide / jnp.where(largest > 0, largest, 1)  # fourth powers must stay in range
+  centred, _ = scaled(weights)  # fourth powers must stay in range
   centred = centred - jnp.mean(centred)
   variance = jnp.sum(centred**2) / (centred.size - ddof)
   # Equal weights differ from their mean by rounding.
-  spread = variance > (4 * jnp.finfo(wide.dtype).eps) ** 2
-  standard = jnp.where(spread, centred, 0) * jax.lax.rsqrt(jnp.where(spread, variance, 1))
+  equal = variance <= (4 * jnp.finfo(centred.dtype).eps) ** 2
+  standard = jnp.where(equal, 0, centred) * jax.lax.rsqrt(jnp.where(equal, 1, variance))
   return WeightMoments(jnp.mean(standard**3), jnp.mean(standard**4))
 
 
@@ -120,7 +119,8 @@ def weight_stats(
     jnp.abs(jnp.asarray(kernel, value.dtype)) / he_deviation(jnp.shape(kernel), in_axes=axes)
     for kernel, value, axes in zip(kernels, kurtosis, fans)
   ]
-  near = [jnp.sum(unit < threshold, dtype=unit.dtype) for unit in units]
+  # NaN is neither near nor far.
+  near = [jnp.sum(jnp.where(jnp.isnan(unit - threshold), jnp.nan, unit < threshold)) for unit in units]
   return WeightStats(
     reduce(jnp.maximum, [jnp.max(unit) for unit in units]),
     reduce(operator.add, near) / sum(unit.size for unit in units),

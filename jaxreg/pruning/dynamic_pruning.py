@@ -52,7 +52,7 @@ def mass_mask(
 
   Returns:
     `[batch, filters]` of zeros and ones in the dtype of `feature_maps`, constant under differentiation. Where nothing
-    fired, all are kept, or none for `mass = 1`.
+    fired, all are kept, or none for `mass = 1`; NaN for an example with a NaN activation.
 
   Raises:
     ValueError: when the feature maps are not floating point or lack an axis, or a hyperparameter is out of range.
@@ -72,7 +72,7 @@ def mass_mask(
   within = jnp.take_along_axis(cumulative, ranks, -1) <= mass + tolerance
   mass = jnp.asarray(mass)
   kept = jnp.where(mass == 1, shares > tolerance, within) | (mass < 0) | (ranks < min_keep)
-  return kept.astype(feature_maps.dtype)
+  return _as_mask(kept, shares + mass, feature_maps.dtype)
 
 
 def uniform_mask(
@@ -105,7 +105,7 @@ def uniform_mask(
   ranks = jnp.argsort(jnp.argsort(shares, axis=-1), axis=-1)
   ratio = jnp.asarray(prune_ratio, shares.dtype)
   kept = (ranks >= jnp.floor(ratio * shares.shape[-1])) & (shares > tolerance)
-  return (kept | (ratio < 0)).astype(feature_maps.dtype)
+  return _as_mask(kept | (ratio < 0), shares + ratio, feature_maps.dtype)
 
 
 def straight_through_mask(logits: jax.Array) -> jax.Array:
@@ -187,8 +187,12 @@ def mask_accuracy(logits, targets) -> jax.Array:
     Self-Supervised Mask Prediction", CVPR 2022, as in the official code.
   """
   pairs = _layer_pairs(logits, targets)
-  right = [jnp.mean((scores > 0) == (target > 0.5), axis=-1, dtype=jnp.float32) for scores, target in pairs]
-  return sum(right) / len(right)
+
+  def right(scores, target):
+    unknown = jnp.isnan(scores) | jnp.isnan(target)
+    return jnp.mean(jnp.where(unknown, jnp.nan, (scores > 0) == (target > 0.5)), axis=-1, dtype=jnp.float32)
+
+  return sum(right(*pair) for pair in pairs) / len(pairs)
 
 
 class MaskHead(nn.Module):
@@ -325,7 +329,12 @@ def _shares(feature_maps):
   maps = maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
   strengths = jnp.max(jnp.abs(maps), axis=tuple(range(1, maps.ndim - 1)))
   total = jnp.sum(strengths, axis=-1, keepdims=True)
-  return strengths / jnp.where(total > 0, total, 1)
+  return strengths / jnp.where(total == 0, 1, total)
+
+
+def _as_mask(kept, inputs, dtype):
+  """Zeros and ones, and NaN where the inputs are."""
+  return jnp.where(jnp.isnan(inputs), jnp.nan, kept).astype(dtype)
 
 
 def _layer_pairs(logits, targets):

@@ -87,10 +87,11 @@ def gathered_conv(
   def branch(size_out: int, size_in: int):
     def compute(image, kernel):
       out, into = outputs.order[:size_out], inputs.order[:size_in]
-      # What was gathered to fill the size is zero.
-      part = jnp.take(image, into, axis=-1) * input_mask[into].astype(image.dtype)
+      # What was gathered to fill the size is zero, whatever it was.
+      read, computed = inputs.on[into], outputs.on[out]
+      part = jnp.where(read, jnp.take(image, into, axis=-1), 0)
       weights = jnp.take(jnp.take(kernel, into, axis=2), out, axis=3)
-      result = _conv(part, weights, strides, padding) * output_mask[out].astype(image.dtype)
+      result = _conv(part, jnp.where(read[:, None] & computed, weights, 0), strides, padding)
       return jnp.zeros((*result.shape[:2], kernel.shape[-1]), result.dtype).at[..., out].set(result)
 
     return compute
@@ -145,6 +146,7 @@ def gathered_masked_conv(
 
 
 class _Chosen(NamedTuple):
+  on: jax.Array  # whether a channel is in the mask
   order: jax.Array  # channels, those of the mask first
   index: jax.Array  # of the smallest size that holds them
   sizes: tuple[int, ...]
@@ -154,7 +156,7 @@ def _chosen(mask, fractions) -> _Chosen:
   sizes = gathered_sizes(len(mask), fractions)
   on = jnp.asarray(mask) > 0
   index = jnp.searchsorted(jnp.asarray(sizes), jnp.sum(on))
-  return _Chosen(jnp.argsort(~on), index, sizes)
+  return _Chosen(on, jnp.argsort(~on), index, sizes)
 
 
 def _conv(image, kernel, strides, padding):

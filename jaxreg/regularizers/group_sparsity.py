@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_hyperparameter
-from jaxreg.regularizers.groups import common_dtype, number_of_groups, safe_sqrt, scale_groups, squared_norms
+from jaxreg.metrics.norms import safe_sqrt
+from jaxreg.regularizers.groups import common_dtype, number_of_groups, scale_groups, squared_norms
 
 __all__ = ["group_lasso", "prox_group_lasso", "prox_wgsef", "wgsef", "wgsef_conjugate", "wgsef_minimizer"]
 
@@ -48,7 +49,8 @@ def wgsef(values, groups, *, k: int | jax.Array, weights=None, num_groups: int |
   squared = _weights(weights, num_groups) * squared_norms(values, groups, num_groups)
   # The value is a minimum over u, so its gradient is the one at fixed u.
   share = jax.lax.stop_gradient(_envelope_minimizer(jnp.sqrt(squared), k))
-  value = jnp.sum(jnp.where(share > 0, squared / jnp.where(share > 0, share, 1), 0)) / 2
+  zero = share == 0
+  value = jnp.sum(jnp.where(zero, 0, squared / jnp.where(zero, 1, share))) / 2
   return value.astype(common_dtype(values))
 
 
@@ -107,7 +109,7 @@ def wgsef_conjugate(values, groups, *, k: int | jax.Array, weights=None, num_gro
   _check_k(k)
   num_groups = number_of_groups(groups, weights, num_groups)
   squared = squared_norms(values, groups, num_groups) / _weights(weights, num_groups)
-  largest_first = -jnp.sort(-squared)
+  largest_first = jnp.sort(squared)[::-1]  # NaN, which sorts last, is then among the largest
   return (jnp.sum(jnp.where(jnp.arange(num_groups) < k, largest_first, 0)) / 2).astype(common_dtype(values))
 
 
@@ -151,7 +153,8 @@ def prox_wgsef(
   cost = weights.astype(norms.dtype) * lam
   share = _prox_minimizer(norms, cost, k)
   total = share + cost
-  return scale_groups(values, groups, jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 0))
+  zero = total == 0
+  return scale_groups(values, groups, jnp.where(zero, 0, share / jnp.where(zero, 1, total)))
 
 
 def group_lasso(values, groups, *, weights=None, num_groups: int | None = None) -> jax.Array:
@@ -207,8 +210,8 @@ def prox_group_lasso(values, groups, *, lam: float | jax.Array, weights=None, nu
   num_groups = number_of_groups(groups, weights, num_groups)
   norms = safe_sqrt(squared_norms(values, groups, num_groups))
   threshold = lam * jnp.sqrt(_weights(weights, num_groups)).astype(norms.dtype)
-  alive = norms > threshold
-  return scale_groups(values, groups, jnp.where(alive, 1 - threshold / jnp.where(alive, norms, 1), 0))
+  dead = norms <= threshold
+  return scale_groups(values, groups, jnp.where(dead, 0, 1 - threshold / jnp.where(dead, 1, norms)))
 
 
 def _envelope_minimizer(b, k):
@@ -221,8 +224,9 @@ def _envelope_minimizer(b, k):
   above = (rank < k - 1) & (largest_first * (k - rank) > tail)
   n = jnp.sum(above)
   threshold = jnp.sum(jnp.where(rank >= n, largest_first, 0)) / (k - n).astype(b.dtype)
-  share = jnp.minimum(b / jnp.where(threshold > 0, threshold, 1), 1)
-  return jnp.where(threshold > 0, share, (b > 0).astype(b.dtype))
+  zero = threshold == 0
+  share = jnp.minimum(b / jnp.where(zero, 1, threshold), 1)
+  return jnp.where(zero, (b > 0).astype(b.dtype), share)
 
 
 def _prox_minimizer(norms, cost, k):
@@ -238,7 +242,8 @@ def _prox_minimizer(norms, cost, k):
   tau = level / jnp.where(slope > 0, slope, 1)
   share = jnp.where(capped, 1, jnp.where(active, tau * norms - cost, 0))
   everything = jnp.where(norms > 0, 1, jnp.sum(norms > 0) < k).astype(norms.dtype)
-  return jnp.where(few, everything, jnp.clip(share, 0, 1))
+  # The threshold of all groups is not known when one of the norms is not.
+  return jnp.where(jnp.isnan(jnp.sum(norms)), jnp.nan, jnp.where(few, everything, jnp.clip(share, 0, 1)))
 
 
 def _pieces(norms, cost, k):

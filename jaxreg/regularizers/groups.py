@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_float
+from jaxreg.metrics.norms import safe_sqrt
 from jaxreg.metrics.weights import is_kernel, parameter_name
 
 __all__ = ["freeze_support", "group_ids", "group_norms", "resolve_groups", "scale_groups", "sum_groups"]
@@ -212,11 +213,6 @@ def freeze_support(params, kinds):
     return jax.tree.map(lambda factor: factor > 0, everywhere)
 
   return jax.tree.map(mask, kinds, params, is_leaf=lambda node: node is None or callable(node))
-
-
-def safe_sqrt(squared):
-  """Square root with derivative 0 at 0."""
-  return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
 
 
 def squared_norms(values, groups, num_groups):

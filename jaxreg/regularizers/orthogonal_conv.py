@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.conv_spectrum import ConvSizes, check_sizes, conv_sizes
+from jaxreg.metrics.norms import safe_sqrt
 from jaxreg.metrics.weights import flax_kernel, parameter_name
 
 __all__ = [
@@ -89,9 +90,7 @@ def orthogonal_conv_defect_norm(kernel: jax.Array, *, stride: int = 1) -> jax.Ar
   Reference: Wang, Chen, Chakraborty, Yu, "Orthogonal Convolutional Neural Networks", CVPR 2020, as in the released
     code, with the padding that the stride asks for.
   """
-  squared = _squared_defect(kernel, conv_sizes(kernel, stride))
-  positive = squared > 0
-  return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0).astype(kernel.dtype)
+  return safe_sqrt(_squared_defect(kernel, conv_sizes(kernel, stride))).astype(kernel.dtype)
 
 
 def orthogonal_dense_penalty(weights: jax.Array) -> jax.Array:

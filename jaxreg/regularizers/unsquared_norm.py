@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float
+from jaxreg.metrics.norms import safe_norm
 
 __all__ = ["unsquared_norm_penalty"]
 
@@ -35,9 +36,4 @@ def unsquared_norm_penalty(params) -> jax.Array:
 
 def _norm(leaf):
   check_float("params", leaf)
-  wide = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
-  largest = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), initial=0))
-  nonzero = largest > 0
-  scale = jnp.where(nonzero, largest, 1)  # so that no square overflows or vanishes
-  squares = jnp.sum(jnp.square(wide / scale))
-  return scale * jnp.sqrt(jnp.where(nonzero, squares, 1)) * nonzero
+  return safe_norm(leaf)

@@ -98,7 +98,8 @@ def solve_conjugate_directions(
   small = jax.lax.stop_gradient(tolerance)
 
   def unfinished(state):
-    return (state.iteration < steps) & (state.norms[state.iteration] > small * state.norms[0])
+    # Goes on when the norm is NaN, which then reaches the solution.
+    return (state.iteration < steps) & ~(state.norms[state.iteration] <= small * state.norms[0])
 
   def solve(matvec, residual):
     advance = functools.partial(_iterate, target=residual, matvec=matvec, direction=direction, project=project)

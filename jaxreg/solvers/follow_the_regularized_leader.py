@@ -86,6 +86,8 @@ def _scaled_gaps(losses, learning_rate, axis, where) -> jax.Array:
   check_hyperparameter("learning_rate", learning_rate, low=0)
   dtype = jnp.promote_types(jnp.result_type(losses), jnp.float32)
   wide = jnp.asarray(losses, dtype)
+  if where is not None:
+    wide = jnp.where(where, wide, 0)  # may be NaN
   least = jnp.min(wide, axis=axis, keepdims=True, where=where, initial=jnp.inf)
   # Both distributions are the same for L + c, so that the least one can be held constant.
   gaps = jnp.asarray(learning_rate, dtype) * (wide - jax.lax.stop_gradient(least))

@@ -54,7 +54,7 @@ def sinkhorn_potentials(
 
   def fitted(mass, potential, axis):
     scores = (jnp.expand_dims(potential, -2 if axis == -1 else -1) - cost) / epsilon[..., None]
-    return jnp.where(mass > 0, epsilon * (_log(mass) - jax.nn.logsumexp(scores, axis)), -jnp.inf)
+    return jnp.where(mass <= 0, -jnp.inf, epsilon * (_log(mass) - jax.nn.logsumexp(scores, axis)))
 
   def step(f, _):
     g = fitted(b, f, -2)
@@ -92,7 +92,7 @@ def sinkhorn_plan(
 
 
 def _log(mass):
-  return jnp.log(jnp.where(mass > 0, mass, 1))
+  return jnp.log(jnp.where(mass <= 0, 1, mass))
 
 
 def _check(cost, row_marginal, column_marginal, row_potential) -> None:

@@ -293,14 +293,19 @@ def _accumulator_dtype(y0):
 
 
 def _root_mean_square(tree, dtype) -> jax.Array:
-  """Root of the mean square over all entries, with a gradient at zero, and in steps that will be rejected."""
+  """Root of the mean square over all entries, with a gradient at zero, and in steps that will be rejected.
+
+  NaN, without a gradient, where an entry is not finite: only constant steps are accepted then.
+  """
   values = jnp.concatenate([jnp.abs(leaf).ravel().astype(dtype) for leaf in jax.tree.leaves(tree)])
-  values = jnp.where(jnp.isfinite(values), values, 0)
+  finite = jnp.isfinite(values)
+  values = jnp.where(finite, values, 0)
   largest = jax.lax.stop_gradient(values.max(initial=0))
   some = largest > 0
   scale = jnp.where(some, largest, 1)  # squares of very large or small entries would leave the dtype's range
   mean = jnp.mean(jnp.square(values / scale))
-  return jnp.where(some, scale * jnp.sqrt(jnp.where(some, mean, 1)), 0)
+  known = jnp.where(jnp.all(finite), 0, jnp.nan)
+  return jnp.where(some, scale * jnp.sqrt(jnp.where(some, mean, 1)), 0) + known
 
 
 def _stages_at_one_time(solver):
@@ -329,8 +334,8 @@ def _stiffness(solver, dense, size) -> jax.Array:
     lambda hk: jnp.tensordot(coefficients.astype(hk.dtype), hk, axes=1, precision="highest"), increments
   )
   distance = _root_mean_square(states, size.dtype) * size
-  apart = distance > jnp.sqrt(jnp.finfo(size.dtype).tiny)
-  return jnp.where(apart, slopes / jnp.where(apart, distance, 1), 0)
+  same = distance <= jnp.sqrt(jnp.finfo(size.dtype).tiny)
+  return jnp.where(same, 0, slopes / jnp.where(same, 1, distance))
 
 
 def _evaluations(solver, steps):
