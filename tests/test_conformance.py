@@ -335,6 +335,19 @@ def check_narrow(row, low, high, ordinary):
     np.testing.assert_allclose(a, b, rtol=2**-7, atol=2**-7 * np.abs(b).max(initial=0))
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.name.startswith("losses.")], ids=lambda row: row.label)
+def test_numpy_arrays_do_as_well(row):
+  """Beside traced hyperparameters, and beside one traced argument at a time."""
+  arguments, hyperparameters = inputs(row, dtype=jnp.float32)
+  form = lambda results: jax.tree.map(lambda leaf: (leaf.shape, jnp.result_type(leaf)), results)
+  expected = form(jax.eval_shape(lambda *a: row.call(*a, **hyperparameters), *arguments))
+  plain = jax.tree.map(np.asarray, arguments)
+  assert form(jax.eval_shape(lambda traced: row.call(*plain, **traced), hyperparameters)) == expected
+  for place, argument in enumerate(arguments):
+    call = lambda traced: row.call(*plain[:place], traced, *plain[place + 1 :], **hyperparameters)
+    assert form(jax.eval_shape(call, argument)) == expected
+
+
 # What may come of NaN without being NaN: counts of what is right, for it counts as wrong, and times that never come.
 NAN_COUNTS = {
   "classification.top_k_accuracy",

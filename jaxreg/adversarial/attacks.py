@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = ["fgsm", "pgd"]
 
@@ -97,8 +98,7 @@ def pgd(
   """
   start_radius = radius if start_radius is None else start_radius
   _check(loss_of_inputs, inputs, norm, bounds, radius=radius, step_size=step_size, start_radius=start_radius)
-  if not isinstance(steps, int) or steps < 0:
-    raise ValueError(f"steps must be a non-negative int, got {steps!r}.")
+  steps = static_integer("steps", steps, low=0)
   inputs = jax.lax.stop_gradient(inputs)
   noise = _in_unit_ball(key, inputs, norm)
   start = _project(inputs, noise * jnp.asarray(start_radius, noise.dtype), radius, norm, bounds)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.infinite_width import KernelState, with_diagonal
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
   "average_pool",
@@ -142,10 +143,9 @@ def image_patches(images: jax.Array, *, size: int, stride: int = 1, padding: str
 
 
 def _check_window(size, stride, padding):
-  if not isinstance(size, int) or size < 1 or size % 2 == 0:
+  if static_integer("size", size, low=1) % 2 == 0:
     raise ValueError(f"size must be a positive odd integer, got {size!r}.")
-  if not isinstance(stride, int) or stride < 1:
-    raise ValueError(f"stride must be a positive integer, got {stride!r}.")
+  static_integer("stride", stride, low=1)
   if padding not in PADDINGS:
     raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}.")
 
@@ -250,7 +250,8 @@ def average_pool(state: KernelState, *, size: int) -> KernelState:
   """
   _check_images(state, "full")
   height, width = state.covariance.shape[2], state.covariance.shape[4]
-  if not isinstance(size, int) or size < 1 or height % size or width % size:
+  size = static_integer("size", size, low=1)
+  if height % size or width % size:
     raise ValueError(f"size must be a positive divisor of height {height} and width {width}, got {size!r}.")
 
   def pool(x):

@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.dual_activations import DualActivation, check_dual, hermite_dual, normalize_dual, sine_dual
-from jaxreg.kernels.infinite_width import check_depth, check_matrices, with_diagonal
+from jaxreg.kernels.infinite_width import check_matrices, with_diagonal
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
   "deep_nngp",
@@ -123,7 +124,7 @@ def deep_ntk(correlation: jax.Array, *, depth: int, dual: DualActivation) -> jax
 def _start(correlation, depth, dual):
   """The correlation in float32 at least, and where it is 1 up to rounding: there the recursion would leave 1."""
   check_float("correlation", correlation)
-  check_depth(depth)
+  static_integer("depth", depth, low=0)
   check_dual(dual)
   dtype = jnp.promote_types(jnp.result_type(correlation), jnp.float32)
   value = jnp.clip(jnp.asarray(correlation, dtype), -1, 1)
@@ -158,7 +159,7 @@ def log_deep_kernels(
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the NNGP and NTK recursions.
   """
   check_float("log_correlation", log_correlation)
-  check_depth(depth)
+  depth = static_integer("depth", depth, low=0)
   squares = np.square(np.asarray(coefficients, np.float64))
   if squares.ndim != 1 or not np.isfinite(squares).all() or not squares.sum() > 0:
     raise ValueError(f"coefficients must be finite numbers, not all zero, got {coefficients!r}.")
@@ -311,8 +312,7 @@ def optimal_dual(dimension: int) -> DualActivation:
 
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, activations that achieve optimality.
   """
-  if not isinstance(dimension, int) or dimension < 1:
-    raise ValueError(f"dimension must be a positive integer, got {dimension!r}.")
+  dimension = static_integer("dimension", dimension, low=1)
   return hermite_dual(optimal_coefficients(dimension))
 
 

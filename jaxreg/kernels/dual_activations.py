@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxreg.checks import check_hyperparameter
 from jaxreg.metrics.norms import safe_sqrt
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
   "DualActivation",
@@ -417,8 +418,7 @@ def monomial_dual(*, degree: int) -> DualActivation:
   Reference: Isserlis, "On a Formula for the Product-Moment Coefficient of any Order of a Normal Frequency Distribution
     in any Number of Variables", Biometrika 1918.
   """
-  if not isinstance(degree, int) or degree < 0:
-    raise ValueError(f"degree must be a non-negative integer, got {degree!r}.")
+  degree = static_integer("degree", degree, low=0)
   lower = _isserlis(degree - 1) if degree else _zero
   return _dual(lambda x: x**degree, _isserlis(degree), lambda c, a, b: degree**2 * lower(c, a, b))
 
@@ -557,10 +557,8 @@ def numerical_dual(activation: Callable, *, points: int = 128, terms: int = 64) 
 
   Reference: Daniely, Frostig, Singer, "Toward Deeper Understanding of Neural Networks", NeurIPS 2016, Section 4.
   """
-  if not 2 <= points <= 200:
-    raise ValueError(f"points must lie in [2, 200], got {points}.")
-  if not 1 <= terms <= points:
-    raise ValueError(f"terms must lie in [1, points = {points}], got {terms}.")
+  points = static_integer("points", points, low=2, high=200)
+  terms = static_integer("terms", terms, low=1, high=points)
   nodes, weights = np.polynomial.hermite_e.hermegauss(points)
   weights = weights / weights.sum()
   basis = [np.ones(points), nodes]

@@ -42,6 +42,7 @@ def empirical_ntk(
 
   Reference: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, Sections 3.1, 3.2.
   """
+  inputs1, inputs2 = _arrays(inputs1, inputs2)
   outputs = _outputs(function, params, inputs1)
   size = sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))
   contraction = 2 * (outputs or 1) ** 2 * size
@@ -50,6 +51,11 @@ def empirical_ntk(
   if tile is None:
     return method(function, params, inputs1, inputs2)
   return tiled_gram(lambda x, y: method(function, params, x, y), inputs1, inputs2, tile=tile)
+
+
+def _arrays(inputs1, inputs2):
+  """The inputs as JAX arrays, which a traced index may index."""
+  return jnp.asarray(inputs1), None if inputs2 is None else jnp.asarray(inputs2)
 
 
 def _outputs(function, params, inputs):
@@ -90,6 +96,7 @@ def ntk_by_jacobians(
 
   Reference: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, Section 3.1.
   """
+  inputs1, inputs2 = _arrays(inputs1, inputs2)
   outputs = _outputs(function, params, inputs1)
 
   def jacobian(inputs):
@@ -133,6 +140,7 @@ def ntk_by_vector_products(
 
   Reference: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, Section 3.2.
   """
+  inputs1, inputs2 = _arrays(inputs1, inputs2)
   outputs = _outputs(function, params, inputs1)
   others = inputs1 if inputs2 is None else inputs2
 

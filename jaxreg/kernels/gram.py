@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxreg.kernels.infinite_width import KernelState
+from jaxreg.metrics.sizes import static_integer
+
 __all__ = ["tiled_gram"]
 
 
@@ -28,9 +31,10 @@ def tiled_gram(
   True
 
   Args:
-    kernel: static; `(tile of inputs1, tile of inputs2) -> [tile, tile, ...]`, an array or a tree of arrays; it gets
-      None in place of the second tile on the diagonal of a symmetric matrix, where both are the same. Kernels with
-      matrices as values, `[tile, tile, outputs, outputs]`, satisfy `K(x, y) = K(y, x)^T`.
+    kernel: static; `(tile of inputs1, tile of inputs2) -> [tile, tile, ...]`, an array or a tree of arrays and of
+      `KernelState`s, such as `fully_connected` returns; it gets None in place of the second tile on the diagonal of a
+      symmetric matrix, where both are the same. Kernels with matrices as values, `[tile, tile, outputs, outputs]`,
+      satisfy `K(x, y) = K(y, x)^T`.
     inputs1: `[inputs1, ...]`.
     inputs2: `[inputs2, ...]`, or None for the symmetric matrix of `inputs1`.
     tile: static; positive number of inputs on either side of a tile.
@@ -39,7 +43,8 @@ def tiled_gram(
       are `n (n + 1) / 2` tiles for a symmetric matrix of n tiles a side, and with a mesh a few repeated ones.
 
   Returns:
-    `[inputs1, inputs2, ...]` for every array of the kernel.
+    What the kernel returns, `[inputs1, inputs2, ...]` for every array and `[inputs1, ...]` and `[inputs2, ...]` for the
+    variances of a state.
 
   Raises:
     ValueError: when `tile` is not positive.
@@ -47,33 +52,51 @@ def tiled_gram(
   Reference: Novak et al., "Neural Tangents: Fast and Easy Infinite Neural Networks in Python", ICLR 2020, Section 3
     (batching and multiple devices).
   """
-  if not isinstance(tile, int) or tile < 1:
-    raise ValueError(f"tile must be a positive integer, got {tile!r}.")
+  tile = static_integer("tile", tile, low=1)
+  inputs1, inputs2 = (None if inputs is None else jnp.asarray(inputs) for inputs in (inputs1, inputs2))
   rows = _tiles(inputs1, tile)
-  blocks1 = len(rows)
+  count1, blocks1 = len(inputs1), len(rows)
   if inputs2 is not None:
-    columns = _tiles(inputs2, tile)
-    first, second = (index.reshape(-1) for index in np.indices((blocks1, len(columns))))
-    blocks = _each(lambda i, j, x, y: kernel(x[i], y[j]), (first, second), (rows, columns), mesh, advance)
+    columns, count2 = _tiles(inputs2, tile), len(inputs2)
     shape = (blocks1, len(columns))
-    return jax.tree.map(lambda b: _join(b.reshape(shape + b.shape[1:]), len(inputs1), len(inputs2)), blocks)
+    first, second = (index.reshape(-1) for index in np.indices(shape))
+    blocks = _each(lambda i, j, x, y: kernel(x[i], y[j]), (first, second), (rows, columns), mesh, advance)
+    grid = jax.tree.map(lambda b: b.reshape(shape + b.shape[1:]), blocks)
+    return _map_kernels(
+      lambda b: _join(b, count1, count2), lambda b: _line(b[:, 0], count1), lambda b: _line(b[0], count2), grid
+    )
   index = np.arange(blocks1)
   first, second = np.triu_indices(blocks1, 1)
   diagonal = _each(lambda i, x: kernel(x[i], None), (index,), (rows,), mesh, advance)
+  line = lambda b, *_: _line(b, count1)
   if not len(first):
-    return jax.tree.map(lambda b: b[0, : len(inputs1), : len(inputs1)], diagonal)
+    return _map_kernels(lambda b: b[0, :count1, :count1], line, line, diagonal)
   above = _each(lambda i, j, x: kernel(x[i], x[j]), (first, second), (rows,), mesh, advance)
 
-  def assemble(diagonal, above):
+  def assemble(diagonal, above, mirror=_mirror):
     # A gather: tile (i, j) is at its place among those on and above the diagonal, or the mirror image of tile (j, i).
-    stacked = jnp.concatenate([diagonal, above, _mirror(above)])
+    stacked = jnp.concatenate([diagonal, above, mirror(above)])
     place = np.zeros((blocks1, blocks1), np.int64)
     place[index, index] = index
     place[first, second] = blocks1 + np.arange(len(first))
     place[second, first] = blocks1 + len(first) + np.arange(len(first))
-    return _join(stacked[place], len(inputs1), len(inputs1))
+    return _join(stacked[place], count1, count1)
 
-  return jax.tree.map(assemble, diagonal, above)
+  return _map_kernels(assemble, line, line, diagonal, above, mirror=_mirror_positions)
+
+
+def _map_kernels(pairs, first, second, *trees, **options):
+  """`pairs` of all arrays between inputs, and of the variances in a `KernelState` `first` and `second`."""
+  is_state = lambda node: isinstance(node, KernelState)
+
+  def of(node, *others):
+    if not is_state(node):
+      return pairs(node, *others)
+    covariance, variance1, variance2, ntk = zip(node, *others, strict=True)
+    between = lambda arrays: pairs(*arrays, **options)
+    return KernelState(between(covariance), first(*variance1), second(*variance2), between(ntk))
+
+  return jax.tree.map(of, *trees, is_leaf=is_state)
 
 
 def _tiles(inputs, tile):
@@ -86,6 +109,17 @@ def _tiles(inputs, tile):
 def _mirror(blocks):
   swapped = jnp.swapaxes(blocks, 1, 2)
   return jnp.swapaxes(swapped, 3, 4) if blocks.ndim == 5 else swapped
+
+
+def _mirror_positions(blocks):
+  """The mirror image for images: equal positions stay, of pairs of positions each is swapped."""
+  swapped = jnp.swapaxes(blocks, 1, 2)
+  return jnp.swapaxes(jnp.swapaxes(swapped, 3, 4), 5, 6) if blocks.ndim == 7 else swapped
+
+
+def _line(blocks, count):
+  """The variances `[tiles, tile, ...]` of all inputs, one after the other."""
+  return blocks.reshape((-1,) + blocks.shape[2:])[:count]
 
 
 def _join(blocks, rows, columns):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.dual_activations import DualActivation, check_dual
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
   "KernelState",
@@ -358,19 +359,13 @@ def fully_connected(
   Reference: Jacot, Gabriel, Hongler, "Neural Tangent Kernel: Convergence and Generalization in Neural Networks",
     NeurIPS 2018, Theorem 1.
   """
-  check_depth(depth)
+  depth = static_integer("depth", depth, low=0)
   check_dual(dual)
   options = {"weight_variance": weight_variance, "bias_variance": bias_variance}
   state = dense(input_state(inputs1, inputs2), **options)
   layer = lambda _, state: dense(activate(state, dual), **options)
   # Without a loop all layers are one pass over the matrices.
   return jax.lax.fori_loop(0, depth, layer, state, unroll=depth if 0 < depth <= 16 else 1)
-
-
-def check_depth(depth) -> None:
-  """Raises ValueError unless `depth` is a non-negative integer."""
-  if not isinstance(depth, int) or depth < 0:
-    raise ValueError(f"depth must be a non-negative integer, got {depth!r}.")
 
 
 def fully_connected_standard(

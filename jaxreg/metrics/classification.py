@@ -115,6 +115,7 @@ def area_under_roc(scores: jax.Array, positives: jax.Array, *, where: jax.Array 
   if jnp.issubdtype(jnp.result_type(positives), jnp.inexact):
     raise ValueError(f"positives must be boolean or integer, got dtype {jnp.result_type(positives)}.")
   where = _example_mask(where, positives)
+  scores, positives = jnp.asarray(scores), jnp.asarray(positives)
   dtype = _metric_dtype(scores)
   positive, negative = (positives != 0) & where, (positives == 0) & where
   order = jnp.argsort(scores)

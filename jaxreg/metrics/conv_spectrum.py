@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.norms import safe_norm, safe_sqrt
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
   "OrthogonalityError",
@@ -55,9 +56,7 @@ def conv_singular_values(kernel: jax.Array, *, size: int, stride: int = 1) -> ja
     Achour, Malgouyres, Mamalet, JMLR 2022.
   """
   sizes = conv_sizes(kernel, stride)
-  if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-    raise ValueError(f"size must be a positive int, got {size!r}.")
-  d = sizes.dimensions
+  d, size, stride = sizes.dimensions, static_integer("size", size, low=1), sizes.stride
   wide = jnp.asarray(kernel, jnp.promote_types(kernel.dtype, jnp.float32))
   # A kernel has few taps: sums over them cost less than a fast transform of the image, and they may wrap around it.
   frequencies = np.outer(np.arange(stride * size), np.arange(sizes.kernel_size) - sizes.kernel_size // 2)
@@ -216,9 +215,7 @@ def conv_sizes(kernel: jax.Array, stride: int) -> ConvSizes:
 
 def check_sizes(sizes: ConvSizes) -> ConvSizes:
   """The sizes; raises ValueError unless they are positive integers and the kernel size is odd."""
-  for name, size in sizes._asdict().items():
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-      raise ValueError(f"{name} must be a positive int, got {size!r}.")
+  sizes = ConvSizes(**{name: static_integer(name, size, low=1) for name, size in sizes._asdict().items()})
   if sizes.kernel_size % 2 == 0:
     raise ValueError(f"kernel_size must be odd, for an even kernel has no centre, got {sizes.kernel_size}.")
   return sizes

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from jaxreg.metrics.sizes import is_integer
+
 __all__ = ["LayerCost", "NetworkCost", "assign_bits", "layer_table", "quant_cost"]
 
 _FULL = 16  # bits of bfloat16, against which ratios are taken
@@ -94,7 +96,7 @@ def _places(layer, kernel, inputs, outputs):
   if isinstance(layer, (nn.ConvTranspose, nn.ConvLocal)):
     return math.prod(inputs[1:-1]) if isinstance(layer, nn.ConvTranspose) else 1
   if isinstance(layer, nn.DenseGeneral):
-    features = (layer.features,) if isinstance(layer.features, int) else tuple(layer.features)
+    features = (layer.features,) if is_integer(layer.features) else tuple(layer.features)
     return math.prod(outputs[1 : len(outputs) - len(features)])
   # A dense layer on [batch, ..., features] is applied at every place in between, as a convolution is.
   return math.prod(outputs[1:-1])

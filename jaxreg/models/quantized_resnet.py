@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxreg.metrics.sizes import is_integer
 from jaxreg.models.resnet import DEPTHS, ResNet
 from jaxreg.quantization.layers import Precision, QConv, QDense
 
@@ -55,7 +56,7 @@ def quant_resnet(
 
   Reference: Abdolrashidi et al., "Pareto-Optimal Quantized ResNet Is Mostly 4-bit", CVPR Workshops 2021.
   """
-  if isinstance(depth, int):
+  if is_integer(depth):
     if depth not in DEPTHS:
       raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, or blocks per stage, got {depth}.")
     depth, bottleneck = DEPTHS[depth]

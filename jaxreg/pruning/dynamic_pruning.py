@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
   "MaskHead",
@@ -64,8 +65,7 @@ def mass_mask(
   check_hyperparameter("mass", mass, high=1)
   check_hyperparameter("tolerance", tolerance, low=0)
   shares = _shares(feature_maps)
-  if not isinstance(min_keep, int) or not 0 <= min_keep <= shares.shape[-1]:
-    raise ValueError(f"min_keep must be an int in [0, {shares.shape[-1]}], got {min_keep!r}.")
+  min_keep = static_integer("min_keep", min_keep, low=0, high=shares.shape[-1])
   order = jnp.argsort(-shares, axis=-1)
   cumulative = jnp.cumsum(jnp.take_along_axis(shares, order, -1), axis=-1)
   ranks = jnp.argsort(order, axis=-1)

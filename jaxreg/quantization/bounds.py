@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
   "BOUND_RULES",
@@ -60,8 +61,7 @@ def activation_bound_init(channels: int, *, dtype=jnp.float32) -> BoundState:
 
   Reference: Abdolrashidi et al., "Pareto-Optimal Quantized ResNet Is Mostly 4-bit", CVPR Workshops 2021 (calibration).
   """
-  if not isinstance(channels, int) or channels < 1:
-    raise ValueError(f"channels must be a positive integer, got {channels}.")
+  channels = static_integer("channels", channels, low=1)
   zeros = jnp.zeros(channels, jnp.promote_types(dtype, jnp.float32))
   return BoundState(zeros, zeros, zeros, zeros, zeros, zeros - 1)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
+from jaxreg.metrics.sizes import is_integer
 from jaxreg.quantization.elastic import ElasticConfig, ElasticConv, ElasticDense
 from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS
 
@@ -119,7 +120,7 @@ def uniform_config(
   Reference: Xu, Han, Tian, Yang, Zhang, "EQ-Net: Elastic Quantization Neural Networks", ICCV 2023, Section 3.1.
   """
   for name, value in (("bits", bits), ("end_bits", end_bits)):
-    if isinstance(value, int) and value not in (0, *ELASTIC_BITS):
+    if not isinstance(value, jax.Array) and is_integer(value) and value not in (0, *ELASTIC_BITS):
       raise ValueError(f"{name} must be 0 or in [{ELASTIC_BITS[0]}, {ELASTIC_BITS[-1]}], got {value}.")
   all_bits = jnp.where(_inner(layers), bits, end_bits).astype(jnp.int32)
   forms = (

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float
+from jaxreg.metrics.sizes import static_integer
 from jaxreg.quantization.bounds import activation_bound_init
 from jaxreg.quantization.fake_quant import Quantized, quantize_activation, quantize_weight
 from jaxreg.quantization.layers import ConvWindow, circular_padding, conv_window
@@ -87,8 +88,7 @@ def aqt_dot_general(*, bits: int, quantized_backward: bool = True) -> Callable:
   from aqt.jax.v2 import config
   from aqt.jax.v2.flax import aqt_flax
 
-  if not isinstance(bits, int) or not 2 <= bits <= 8:
-    raise ValueError(f"bits must be an integer in [2, 8], got {bits}.")
+  bits = static_integer("bits", bits, low=2, high=8)
   settings = config.config_v4(fwd_bits=bits, dlhs_bits=None, drhs_bits=None)
   config.set_stochastic_rounding(settings, False, False, "jax.uniform")
   if quantized_backward:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
+from jaxreg.metrics.sizes import is_integer
 from jaxreg.quantization.bounds import activation_bound_init, activation_bound_update
 from jaxreg.quantization.fake_quant import fake_quant_activation, fake_quant_weight
 from jaxreg.quantization.straight_through import straight_through_value
@@ -199,7 +200,7 @@ class ConvWindow(NamedTuple):
 
 def conv_window(layer, inputs) -> ConvWindow:
   """The window of a convolution layer for its inputs; one number stands for all directions."""
-  each = lambda value: (value,) * (inputs.ndim - 2) if isinstance(value, int) else tuple(value)
+  each = lambda value: (value,) * (inputs.ndim - 2) if is_integer(value) else tuple(value)
   groups, channels = getattr(layer, "feature_group_count", 1), inputs.shape[-1]
   if channels % groups or layer.features % groups:
     raise ValueError(f"feature_group_count must divide {channels} inputs and {layer.features} features, got {groups}.")

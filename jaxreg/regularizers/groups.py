@@ -165,7 +165,7 @@ def scale_groups(values, groups, factors: jax.Array):
 
   Reference: none.
   """
-  scaled = []
+  scaled, factors = [], jnp.asarray(factors)
   for tensor, ids in _paired(values, groups):
     factor = factors.reshape(ids.shape) if _in_order(ids, factors.size) else factors[jnp.asarray(ids, jnp.int32)]
     scaled.append((tensor * factor).astype(jnp.result_type(tensor)))

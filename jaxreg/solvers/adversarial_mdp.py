@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
+from jaxreg.metrics.sizes import static_integer
 from jaxreg.solvers import linear_q_estimation
 
 __all__ = [
@@ -215,8 +216,7 @@ def simulated_visits(
   Reference: none.
   """
   _check_fits("policy", mdp, policy)
-  if not isinstance(trajectories, int) or trajectories < 1:
-    raise ValueError(f"trajectories must be a positive integer, got {trajectories!r}.")
+  trajectories = static_integer("trajectories", trajectories, low=1)
   states, actions = jax.vmap(lambda key: _trajectory(mdp, policy, key))(jax.random.split(key, trajectories))
   features = jax.vmap(lambda table, s, a: table[s, a])(mdp.features, states.T, actions.T)
   return features, jnp.full(features.shape[:-1], 1 / trajectories, features.dtype)
@@ -280,6 +280,7 @@ def optimize_policy(
   _check_fits("losses", mdp, losses[0])
   check_hyperparameter("ridge", ridge, low=0, open_low=True)
   check_hyperparameter("bonus_scale", bonus_scale, low=0)
+  mdp = jax.tree.map(jnp.asarray, mdp)
 
   def episode(cumulative, inputs):
     loss, key = inputs
@@ -313,6 +314,7 @@ def _check_fits(name: str, mdp: LinearMDP, array) -> None:
 
 def _trajectory(mdp: LinearMDP, policy: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
   """States and actions `[layers]` of one trajectory."""
+  mdp, policy = jax.tree.map(jnp.asarray, (mdp, policy))  # which a traced state may index
   states, actions = [], []
   probabilities = mdp.start
   for layer in range(policy.shape[0]):

@@ -1,7 +1,6 @@
 """Conjugate directions for symmetric positive definite systems, with directions from any function of the residual."""
 
 import functools
-import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = ["ConjugateDirectionsResult", "solve_conjugate_directions"]
 
@@ -82,8 +82,7 @@ def solve_conjugate_directions(
   check_float("b", b)
   check_hyperparameter("steps", steps, low=1)
   check_hyperparameter("tolerance", tolerance, low=0)
-  if not isinstance(orthogonalize, numbers.Integral) or orthogonalize < 0:
-    raise ValueError(f"orthogonalize must be a static non-negative integer, got {orthogonalize}.")
+  orthogonalize = static_integer("orthogonalize", orthogonalize, low=0)
   dtype = jnp.promote_types(jnp.result_type(b), jnp.float32)
   if x0 is not None and jnp.shape(x0) != jnp.shape(b):
     raise ValueError(f"x0 must have the shape of b, {jnp.shape(b)}, got {jnp.shape(x0)}.")

@@ -198,6 +198,7 @@ def factored_sgd_step(
   _check(state, inputs, labels)
   check_hyperparameter("learning_rate", learning_rate, low=0)
   _check_cotangents(labels, cotangents)
+  state = jax.tree.map(jnp.asarray, state)
   dtype = state.gram.dtype
   h, rate = inputs.astype(dtype), jnp.asarray(learning_rate, dtype)
   classes = labels.reshape(len(h), -1)

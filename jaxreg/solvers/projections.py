@@ -1,13 +1,11 @@
 """Projections onto sets with at most k non-zero entries."""
 
-import numbers
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = ["sparse_simplex_projection"]
 
@@ -43,7 +41,7 @@ def sparse_simplex_projection(
   """
   check_float("values", values)
   check_hyperparameter("scale", scale, low=0, open_low=True)
-  check_support_size(k, values, axis)
+  k = check_support_size(k, values, axis)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
   wide = jnp.moveaxis(values, axis, -1).astype(dtype)
   top, places = jax.lax.top_k(wide, k)
@@ -55,10 +53,9 @@ def sparse_simplex_projection(
   return jnp.moveaxis(result, -1, axis).astype(values.dtype)
 
 
-def check_support_size(k, values, axis: int) -> None:
-  """Raises ValueError unless `k` is a Python integer that the length of an axis of `values` allows."""
+def check_support_size(k, values, axis: int) -> int:
+  """`k` as a Python int; raises ValueError unless it is a static one that the length of an axis of `values` allows."""
   shape = jnp.shape(values)
   if not -len(shape) <= axis < len(shape):
     raise ValueError(f"axis must be an axis of an array with shape {shape}, got {axis}.")
-  if not isinstance(k, (numbers.Integral, np.integer)) or not 1 <= k <= shape[axis]:
-    raise ValueError(f"k must be a static integer in [1, {shape[axis]}], got {k}.")
+  return static_integer("k", k, low=1, high=shape[axis])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import jet
 
 from jaxreg.checks import check_float
+from jaxreg.metrics.sizes import static_integer
 
 __all__ = ["solution_derivative"]
 
@@ -38,8 +39,7 @@ def solution_derivative(vector_field: Callable, t, y: jax.Array, args=None, *, o
     NeurIPS 2020, the regularizer R_K (Section 3) and its Taylor-mode computation (Section 4).
   """
   check_float("y", y)
-  if not isinstance(order, int) or order < 1:
-    raise ValueError(f"order must be a positive integer, got {order!r}.")
+  order = static_integer("order", order, low=1)
   time = jnp.asarray(t, y.dtype)
   one = jnp.ones((), y.dtype)
   field = lambda time, state: vector_field(time, state, args)

@@ -217,9 +217,9 @@ def test_bad_input():
     duals.sine_dual(frequency=float("nan"))
   with pytest.raises(ValueError, match="coefficients must be"):
     duals.hermite_dual([])
-  with pytest.raises(ValueError, match="points must lie"):
+  with pytest.raises(ValueError, match="points must be an integer in"):
     duals.numerical_dual(jnp.tanh, points=1)
-  with pytest.raises(ValueError, match="terms must lie"):
+  with pytest.raises(ValueError, match="terms must be an integer in"):
     duals.numerical_dual(jnp.tanh, points=8, terms=9)
   with pytest.raises(ValueError, match="dual must be"):
     duals.normalize_dual(jnp.tanh)

@@ -46,6 +46,30 @@ def test_tiles_make_the_whole(inputs, tile):
       np.testing.assert_array_equal(got["ntk"][mirrored], got["ntk"].T[mirrored])
 
 
+def convolved(convolve, x, y):
+  image_state = convolutional.image_state if convolve else convolutional.pixel_state
+  state = convolutional.convolution(
+    image_state(*(None if z is None else z.reshape(-1, 2, 2, 1) for z in (x, y))), size=3
+  )
+  return {"state": iw.activate(state, erf_dual()), "pair": (jnp.ones(state.covariance.shape[:2]), None)}
+
+
+@pytest.mark.parametrize("numbers", [jnp.asarray, np.asarray])
+@pytest.mark.parametrize("tile", [3, 20])
+def test_states_and_trees_in_tiles(inputs, tile, numbers):
+  first, second = map(numbers, inputs)
+  layers = lambda x, y: iw.fully_connected(x, y, depth=2, dual=erf_dual())
+  kernels = (layers, lambda x, y: convolved(False, x, y), lambda x, y: convolved(True, x, y))
+  for function in kernels:
+    for pair in ((first, None), (first, second)):
+      got, expected = (
+        grams.tiled_gram(function, *pair, tile=tile),
+        function(*map(jnp.asarray, inputs[: 1 + (pair[1] is not None)]), *[None] * (pair[1] is None)),
+      )
+      assert jax.tree.structure(got) == jax.tree.structure(expected)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, expected)
+
+
 def test_devices_share_the_tiles(inputs, mesh):
   first, second = inputs
   for pair in ((first, None), (first, second)):
