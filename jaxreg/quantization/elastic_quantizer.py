@@ -20,10 +20,10 @@ __all__ = ["ELASTIC_BITS", "ElasticQuantizer", "LsqTable", "lsq_calibrate", "lsq
 ELASTIC_BITS = (2, 3, 4, 5, 6, 7, 8)  # columns of the tables
 
 
-_EPSILON = 1e-6  # added to step sizes
+_EPSILON, _LARGEST_SHARE = 1e-6, 0.01  # added to step sizes, but not more than a hundredth of them
 
 
-_NON_NEGATIVE = -1e-9  # inputs above this have no sign bit
+_NON_NEGATIVE = -1e-9  # inputs above this, times their magnitude where that is below 1, have no sign bit
 
 
 def lsq_quantize(
@@ -37,9 +37,10 @@ def lsq_quantize(
 ) -> jax.Array:
   """Values on a learned grid, `S round(clip(t, n, p)) + offset` with `t = (values - offset) / S`, `S = |scale| + 1e-6`.
 
-  The grid is `n = -2^(bits - 1)`, `p = 2^(bits - 1) - 1`, without a sign `0` and `2^bits - 1`. Rounding, half to even,
-  has derivative one: with I = 1 where `n <= t <= p` and r the integer, the gradient is `G I` in the values,
-  `gradient_factor sum G (r - I t)` in the scale and `gradient_factor sum G (1 - I)` in the offset.
+  The grid is `n = -2^(bits - 1)`, `p = 2^(bits - 1) - 1`, without a sign `0` and `2^bits - 1`. Scales below 1e-4 have
+  the step `S = 1.01 |scale|`, so that small values have a grid, too. Rounding, half to even, has derivative one: with
+  I = 1 where `n <= t <= p` and r the integer, the gradient is `G I` in the values, `gradient_factor sum G (r - I t)` in
+  the scale and `gradient_factor sum G (1 - I)` in the offset.
 
   >>> import jax.numpy as jnp
   >>> lsq_quantize(jnp.array([-9.0, 0.4, 0.6, 9.0]), jnp.array(1.0), bits=2).round(3).tolist()
@@ -73,7 +74,10 @@ def lsq_quantize(
   dtype = jnp.promote_types(jnp.result_type(values), jnp.float32)
   wide, scale, offset = (jnp.asarray(array, dtype) for array in (values, scale, offset))
   low, high = grid_limits(bits, signed, dtype)
-  step = jnp.abs(_scale_gradient(scale, gradient_factor)) + _EPSILON
+  size = jnp.abs(_scale_gradient(scale, gradient_factor))
+  # Where the scale is 0 the steps are so small that there is nothing on the grid, but they can be divided by.
+  more = jnp.clip(_LARGEST_SHARE * size, jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps, _EPSILON)
+  step = size + jax.lax.stop_gradient(more)
   offset = _scale_gradient(offset, gradient_factor)
   ratio = jax.lax.stop_gradient((wide - offset) / step)
   integers = jnp.round(jnp.clip(ratio, low, high))
@@ -166,7 +170,7 @@ def _calibrate(rows, bits, symmetric, signed, limit, candidates):
 
   def table(share):
     scale = (share * high - share * low) / (largest - smallest)
-    offset = jnp.where(signed, share * low - scale * smallest, _NON_NEGATIVE)
+    offset = jnp.where(signed, share * low - scale * smallest, _NON_NEGATIVE * jnp.minimum(magnitude, 1))
     return LsqTable(scale, jnp.where(symmetric, 0, offset).astype(scale.dtype))
 
   def error_of(scale, offset, low, high):
@@ -266,4 +270,6 @@ def calibrated_tables(values, *, channels: bool, candidates: int = 80) -> dict[s
 
 
 def has_sign(values, channels):
-  return jnp.bool_(True) if channels else jnp.min(values) < _NON_NEGATIVE
+  if channels:
+    return jnp.bool_(True)
+  return jnp.min(values) < _NON_NEGATIVE * jnp.minimum(jnp.max(jnp.abs(values)), 1)

@@ -24,7 +24,8 @@ __all__ = [
   "quantize_weight",
 ]
 
-_EPSILON = float(np.finfo(np.float32).eps)
+# Added to ranges as in the official code, but not to those below the second number: tiny weights have a grid, too.
+_EPSILON, _TINY_RANGE = float(np.finfo(np.float32).eps), 1e-4
 _MOST_BITS = 23  # what float32 counts exactly, half steps included
 
 
@@ -193,7 +194,7 @@ def _quantized_weight(weights, bits, reduce_axes):
     raise ValueError(f"reduce_axes must be axes of weights with shape {jnp.shape(weights)}, got {reduce_axes}.")
   wide = _wide(weights)
   limit = _symmetric_limit(bits)
-  scale = jax.lax.stop_gradient(limit / (jnp.max(jnp.abs(wide), axis=axes, keepdims=True) + _EPSILON))
+  scale = jax.lax.stop_gradient(_steps_per_unit(limit, jnp.max(jnp.abs(wide), axis=axes, keepdims=True)))
   return _symmetric(wide, scale, limit)
 
 
@@ -206,11 +207,17 @@ def _quantized_activation(inputs, bits, bound, signed):
   bound = jax.lax.stop_gradient(jnp.maximum(jnp.asarray(bound, wide.dtype), 0))  # negative: not used, but finite
   if signed:
     limit = _symmetric_limit(bits)
-    return _symmetric(wide, limit / (bound + _EPSILON), limit)
+    return _symmetric(wide, _steps_per_unit(limit, bound), limit)
   highest = _limits(bits, signed)[1]
-  scale = (highest + 1) / (bound + _EPSILON)
+  scale = _steps_per_unit(highest + 1, bound)
   steps = wide * scale
   return Quantized(jnp.clip(jnp.floor(steps), 0, highest), scale), steps
+
+
+def _steps_per_unit(steps, bound):
+  """`steps / bound`, finite also where the bound is 0 and everything is rounded to next to nothing."""
+  more = _EPSILON * jnp.minimum(bound / _TINY_RANGE, 1) ** 4  # vanishes fast, but not at once
+  return steps / jnp.maximum(bound + more, steps * jnp.finfo(bound.dtype).tiny)
 
 
 def _symmetric(wide, scale, limit):

@@ -93,6 +93,26 @@ def check_golden_quantizer(arrays, letter, cotangent, table, suffix, bits, signe
     np.testing.assert_allclose(np.ravel(grad_offset), arrays[f"grad_beta_{suffix}"], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1e-4, 1e-6, 1e-8, 1e-12])
+def test_calibrated_grids_follow_the_scale(factor):
+  values = jnp.asarray(np.random.default_rng(0).normal(size=(64, 4)), jnp.float32)
+  for symmetric, signed in ((True, True), (False, True), (False, False)):
+    inputs = values if signed else jnp.abs(values)
+
+    def error(inputs):
+      table = lsq_calibrate(inputs, bits=(4,), symmetric=symmetric, signed=signed)
+      on_grid = lsq_quantize(inputs, table.scale[0], table.offset[0], bits=4, signed=signed)
+      return jnp.sqrt(jnp.mean((on_grid - inputs) ** 2))
+
+    np.testing.assert_allclose(error(factor * inputs) / factor, error(inputs), rtol=0.05)
+
+
+def test_a_step_of_zero_leaves_nothing():
+  values = jnp.array([-1.0, 0.0, 2.0])
+  value, slopes = jax.value_and_grad(lambda s: lsq_quantize(values, s, bits=4).sum())(jnp.zeros(()))
+  assert abs(value) < 1e-20 and np.isfinite(slopes)
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.booleans(), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_grid_gradients_and_zero_point(seed, bits, signed, wide):

@@ -74,6 +74,34 @@ def test_channels_scale_independently(seed, bits, factor):
   np.testing.assert_allclose(scaled, value * factors, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1e-5, 1e-6, 1e-8, 1e-12, 1e-20, 1e-30, 1e20])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_grid_follows_the_scale(bits, factor):
+  rng = np.random.default_rng(bits)
+  limit = 2 ** (bits - 1) - 1
+  # Away from the ends of the bins, where the factor's rounding could decide.
+  steps = rng.integers(-limit, limit, (64, 4)) + rng.uniform(-0.4, 0.4, (64, 4))
+  weights = jnp.asarray(3 * np.clip(steps / limit, -1, 1), jnp.float32).at[0].set(3.0)
+  grid = lambda w: fake_quant.fake_quant_weight(w, bits=bits)
+  np.testing.assert_allclose(grid(factor * weights) / factor, grid(weights), rtol=1e-4)
+  for signed in (True, False):
+    steps = rng.integers(0, limit, 64) + (0.2 if signed else 0.5)
+    inputs = jnp.asarray(3.0 * steps / (limit if signed else 2**bits), jnp.float32)
+    grid = lambda x, bound: fake_quant.fake_quant_activation(x, bits=bits, bound=bound, signed=signed)
+    np.testing.assert_allclose(grid(factor * inputs, factor * 3.0) / factor, grid(inputs, 3.0), rtol=1e-4)
+
+
+def test_nothing_fits_into_a_range_of_zero():
+  values = jnp.array([[0.0, 3.0], [0.0, -4.0]])
+  weights, slope = jax.value_and_grad(lambda w: jnp.sum(fake_quant.fake_quant_weight(w, bits=4) ** 2))(values * 0)
+  assert weights == 0 and (slope == 0).all()
+  integers = fake_quant.quantize_weight(jnp.zeros((3, 2)), bits=8)
+  assert not integers.values.any() and np.isfinite(integers.scale).all()
+  for signed in (True, False):
+    outputs = fake_quant.fake_quant_activation(values, bits=4, bound=0.0, signed=signed)
+    np.testing.assert_allclose(outputs, 0, atol=1e-30)
+
+
 def test_many_bits_leave_weights_alone_and_one_bit_nothing():
   weights = np.random.default_rng(0).uniform(-1, 1, SHAPE).astype(np.float32)
   np.testing.assert_allclose(weight()(weights, weights, 23)[0], weights, atol=1e-6)
