@@ -91,9 +91,14 @@ def split(data: dict[str, np.ndarray], *, sizes: Sequence[int], seed: int = 0) -
     One dict per size.
 
   Raises:
-    ValueError: when the sizes add up to more than there is.
+    ValueError: when the arrays differ in length, a size is negative or the sizes add up to more than there is.
   """
-  count = len(next(iter(data.values())))
+  lengths = {name: np.shape(value)[:1] for name, value in data.items()}
+  if len(set(lengths.values())) != 1 or () in lengths.values():
+    raise ValueError(f"data must be arrays with one common leading axis of examples, got leading sizes {lengths}.")
+  ((count,),) = set(lengths.values())
+  if any(size < 0 for size in sizes):
+    raise ValueError(f"sizes must not be negative, got {tuple(sizes)}.")
   if sum(sizes) > count:
     raise ValueError(f"sizes must add up to at most {count}, got {tuple(sizes)}.")
   order = np.random.default_rng(seed).permutation(count)

@@ -1,6 +1,8 @@
 """IDX files, the format in which MNIST and its successors are distributed, and Fashion-MNIST from them."""
 
+import contextlib
 import gzip
+import math
 import os
 import pathlib
 import sys
@@ -13,6 +15,9 @@ from jaxreg.data.errors import MissingDataError
 __all__ = ["fashion_mnist", "read_idx"]
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MAX_RANK = 64  # NumPy's
+_PIECE = 2**18  # bytes; gzip makes a copy of what it is asked for
+_MOST_INFLATED = 1032  # deflate's limit: a match of 258 bytes takes at least two bits
 
 
 def read_idx(path) -> np.ndarray:
@@ -29,7 +34,8 @@ def read_idx(path) -> np.ndarray:
   [7, 8, 9]
 
   Args:
-    path: the file; whether it is gzipped is seen from its first bytes, not from its name.
+    path: the file; whether it is gzipped is seen from its first bytes, not from its name. Its header is read first, and
+      nothing beyond what the header announces is inflated.
 
   Returns:
     An array of the file's shape and type, in the machine's byte order.
@@ -41,20 +47,50 @@ def read_idx(path) -> np.ndarray:
   Reference:
     Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits", section "file formats".
   """
-  raw = pathlib.Path(path).read_bytes()
-  if raw[:2] == b"\x1f\x8b":
+  with open(path, "rb") as plain:
+    compressed = plain.read(2) == b"\x1f\x8b"
+    plain.seek(0)
+    stored = os.fstat(plain.fileno()).st_size
     try:
-      raw = gzip.decompress(raw)
-    except (EOFError, OSError, zlib.error) as error:
+      with gzip.GzipFile(fileobj=plain) if compressed else contextlib.nullcontext(plain) as file:
+        return _read(path, file, stored, compressed)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
       raise ValueError(f"{path} must be a complete gzip file, got: {error}.") from error
-  if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _DTYPES or len(raw) < 4 + 4 * raw[3]:
-    raise ValueError(f"{path} must be an IDX file (two zero bytes, type, rank, sizes), got {raw[:4]!r}.")
-  start, dtype = 4 + 4 * raw[3], np.dtype(_DTYPES[raw[2]])
-  shape = tuple(np.frombuffer(raw, ">u4", raw[3], 4).tolist())
-  expected = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-  if len(raw) != expected:
-    raise ValueError(f"{path} must have {expected} bytes for shape {shape}, got {len(raw)}.")
-  return np.frombuffer(raw, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
+
+
+def _read(path, file, stored: int, compressed: bool) -> np.ndarray:
+  """The array, for which no more memory is taken than a file of `stored` bytes can hold values for."""
+  head = file.read(4)
+  if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _DTYPES or head[3] > _MAX_RANK:
+    raise ValueError(f"{path} must be an IDX file (two zero bytes, type, rank, sizes), got {head!r}.")
+  sizes = file.read(4 * head[3])
+  if len(sizes) < 4 * head[3]:
+    raise ValueError(f"{path} must have {head[3]} sizes of 4 bytes, got {len(sizes)} bytes.")
+  shape, dtype = tuple(np.frombuffer(sizes, ">u4").tolist()), np.dtype(_DTYPES[head[2]])
+  values = math.prod(shape) * dtype.itemsize
+  start = 4 + len(sizes)
+  expected = f"{path} must have {start + values} bytes for shape {shape}"
+  if start + values > (_MOST_INFLATED * stored if compressed else stored):
+    raise ValueError(f"{expected}, got a{' compressed' if compressed else ''} file of {stored}.")
+  raw = np.empty(values, np.uint8)
+  got = _fill(file, memoryview(raw))
+  if got < values:
+    raise ValueError(f"{expected}, got {start + got}.")
+  if file.read(1):
+    raise ValueError(f"{expected}, got more.")
+  try:
+    array = raw.view(dtype).reshape(shape)
+  except ValueError as error:  # no values, but sizes whose product NumPy cannot count
+    raise ValueError(f"{path} must have a shape that an array can have, got {shape}.") from error
+  return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder("="))
+
+
+def _fill(file, buffer: memoryview) -> int:
+  """Reads until the buffer is full or the file ends, and returns the number of bytes read."""
+  got = 0
+  while got < len(buffer) and (count := file.readinto(buffer[got : got + _PIECE])):
+    got += count
+  return got
 
 
 def fashion_mnist(folder=None, *, data_dir=None) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -122,7 +122,8 @@ def array_stream(
     batch_size: examples per batch over all hosts.
     seed: non-negative; of the order of each epoch and of `transform`. None reads in order, for evaluation.
     transform: `(example, rng) -> example` on the dict of one example; the `np.random.Generator` depends on seed, epoch
-      and example only. Slow for large batches, better to transform whole batches in the training step.
+      and example only. Slow for large batches, better to transform whole batches in the training step. It may put dicts
+      into the example, which stay dicts.
     process_index: which host this is; default `jax.process_index()`.
     process_count: how many hosts there are, a divisor of `batch_size`; default `jax.process_count()`.
     num_epochs: after how many passes the stream ends; default never.
@@ -134,9 +135,11 @@ def array_stream(
     in place of an entry of that name. Text is left out, as devices cannot hold it; 64-bit integers become int32.
 
   Raises:
-    ValueError: when an argument is out of range or the arrays differ in length.
+    ValueError: when an argument is out of range, the arrays differ in length, or an entry is neither numbers nor text.
   """
-  data = {name: np.asarray(values) for name, values in data.items()}
+  if not isinstance(data, Mapping):
+    raise ValueError(f"data must be arrays by name, got {type(data).__name__}.")
+  data = {name: _array(name, values) for name, values in data.items()}
   lengths = {name: values.shape[:1] for name, values in data.items()}
   if not data or len(set(lengths.values())) != 1 or () in lengths.values():
     raise ValueError(f"data must be arrays with one common leading axis of examples, got leading sizes {lengths}.")
@@ -163,7 +166,8 @@ def tfds_stream(
 ) -> Stream:
   """A stream of batches from a data set prepared by TFDS as array_record files, read ahead by grain.
 
-  Nothing is downloaded or prepared here, and reading needs no TensorFlow. Every host must see the same files.
+  Nothing is downloaded or prepared here, and reading needs no TensorFlow. Every host must see the same files. Open only
+  folders that you trust: TFDS imports the modules that a data set's `features.json` names.
 
   >>> import tempfile, numpy as np
   >>> from jaxreg.data.tfds_builder import write_tfds
@@ -194,12 +198,12 @@ def tfds_stream(
 
   Returns:
     A `Stream` of dicts of arrays `[batch_size // process_count, ...]`. `"id"` (int32) is the example's index in the
-    split as given, in stored order, in place of the data set's own `"id"` if it has one. Text is left out, as devices
-    cannot hold it; 64-bit integers become int32.
+    split as given, in stored order, in place of the data set's own `"id"` if it has one. Features of features stay
+    dicts. Text is left out, as devices cannot hold it; 64-bit integers become int32.
 
   Raises:
     MissingDataError: when the set is not prepared; the message names the command.
-    ValueError: when an argument is out of range or examples differ in shape.
+    ValueError: when an argument is out of range, or examples differ in shape or entries.
   """
   if threads < 0 or workers < 0:
     raise ValueError(f"threads and workers must not be negative, got {threads} and {workers}.")
@@ -212,6 +216,8 @@ def tfds_stream(
 
 def read_tfds(name: str, split: str, *, data_dir=None) -> dict[str, np.ndarray]:
   """All examples of a small data set prepared by TFDS, as arrays in stored order.
+
+  As for `tfds_stream`, open only folders that you trust.
 
   >>> import tempfile, numpy as np
   >>> from jaxreg.data.tfds_builder import write_tfds
@@ -285,14 +291,14 @@ def _array_batch(data, transform, plan: _Plan, batch: int) -> dict[str, np.ndarr
   if transform is None:
     return _for_devices({name: values[ids] for name, values in data.items()}) | extra
   rows = ({name: values[i] for name, values in data.items()} for i in ids)
-  return _stack([transform(row, generator(i)) for row, i in zip(rows, ids)]) | extra
+  return _stack([_transformed(transform, row, generator(i)) for row, i in zip(rows, ids)]) | extra
 
 
 def _record_batch(source, channels, transform, plan: _Plan, batch: int) -> dict[str, np.ndarray]:
   ids, extra, generator = _rows(plan, batch)
   rows = [_decode(example, channels) for example in source.__getitems__(ids.tolist())]
   if transform is not None:
-    rows = [transform(row, generator(i)) for row, i in zip(rows, ids)]
+    rows = [_transformed(transform, row, generator(i)) for row, i in zip(rows, ids)]
   return _stack(rows) | extra
 
 
@@ -308,23 +314,67 @@ def _decode(example: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str
   return example
 
 
-def _stack(rows: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def _transformed(transform, example: dict[str, Any], rng) -> Mapping[str, Any]:
+  result = transform(example, rng)
+  if not isinstance(result, Mapping):
+    raise ValueError(f"transform must return a dict of arrays, got {type(result).__name__}.")
+  return result
+
+
+def _stack(rows: list[Mapping[str, Any]], place: str = "") -> dict[str, Any]:
+  """Examples one above another; dicts within an example stay dicts."""
   columns = {}
+  for row in rows:
+    if row.keys() != rows[0].keys():
+      named = sorted(place + str(name) for name in row.keys() ^ rows[0].keys())
+      raise ValueError(f"examples of a batch must have the same entries, got {', '.join(named)} in some only.")
   for name in rows[0]:
-    # TFDS gives a scalar of any float type as a Python number.
-    values = [np.float32(row[name]) if type(row[name]) is float else np.asarray(row[name]) for row in rows]
-    shapes = {value.shape for value in values}
-    if len(shapes) > 1:
-      raise ValueError(
-        f"examples of a batch must have equal shapes, got {name!r} of shapes {sorted(shapes)[:3]}; give a transform"
-        " that brings them to one shape."
-      )
-    columns[name] = np.stack(values)
-  return _for_devices(columns)
+    values, named = [row[name] for row in rows], f"{place}{name}"
+    nested = {isinstance(value, Mapping) for value in values}
+    if len(nested) > 1:
+      raise ValueError(f"examples of a batch must be alike, got {named!r} as a dict in some only.")
+    columns[name] = _stack(values, f"{named}/") if True in nested else _stack_arrays(named, values)
+  return _for_devices(columns, place)
 
 
-def _for_devices(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  return {name: _narrow(name, values) for name, values in columns.items() if values.dtype.kind not in "SUO"}
+def _stack_arrays(name: str, values: list) -> np.ndarray:
+  # TFDS gives a scalar of any float type as a Python number.
+  values = [np.float32(value) if type(value) is float else _array(name, value) for value in values]
+  shapes = {value.shape for value in values}
+  if len(shapes) > 1:
+    raise ValueError(
+      f"examples of a batch must have equal shapes, got {name!r} of shapes {sorted(shapes)[:3]}; give a transform"
+      " that brings them to one shape."
+    )
+  return np.stack(values)
+
+
+def _array(name: str, value) -> np.ndarray:
+  """An array of numbers or of text; what NumPy can only keep as Python's objects has no shape for a device."""
+  try:
+    array = np.asarray(value)
+  except ValueError as error:
+    raise ValueError(f"{name!r} must be an array, got rows of different lengths.") from error
+  if _is_text(array) or (array.dtype.kind in "biufcV" and not array.dtype.fields):  # V: bfloat16 and its like
+    return array
+  objects = sorted({type(each).__name__ for each in array.ravel()})
+  held = f"dtype {array.dtype}" if array.dtype.kind != "O" else f"objects of type {', '.join(objects)}"
+  raise ValueError(f"{name!r} must be an array of numbers or text, got {held}.")
+
+
+def _is_text(array: np.ndarray) -> bool:
+  if array.dtype.kind == "O":  # an empty one says nothing, and holds nothing that could be lost
+    return all(isinstance(value, (str, bytes)) for value in array.ravel())
+  return array.dtype.kind in "SUT"
+
+
+def _for_devices(columns: dict[str, Any], place: str = "") -> dict[str, Any]:
+  """Without text, which no device holds, and with narrow integers."""
+  return {
+    name: values if isinstance(values, dict) else _narrow(place + name, values)
+    for name, values in columns.items()
+    if isinstance(values, dict) or not _is_text(values)
+  }
 
 
 def _narrow(name: str, values: np.ndarray) -> np.ndarray:

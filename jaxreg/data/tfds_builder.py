@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxreg.data.names import check_file_name
+
 __all__ = ["write_tfds"]
 
 
@@ -27,21 +29,19 @@ def write_tfds(name: str, splits: Mapping[str, Mapping[str, Any]], *, data_dir, 
   [3, 1, 4, 1]
 
   Args:
-    name: the data set's name, in lower case.
-    splits: arrays `[examples, ...]` by name, by split; images may be a list of `[H, W, C]` of different sizes.
+    name: the data set's name, in lower case, without path parts.
+    splits: arrays `[examples, ...]` by name, by split; images may be a list of `[H, W, C]` of different sizes. Names
+      have no path parts.
     data_dir: TFDS's folder; the files go to `<data_dir>/<name>/<version>`.
     shards: files per split.
 
   Raises:
     FileExistsError: when the data set is already there.
-    ValueError: when the arrays of a split differ in length or do not fit the schema.
+    ValueError: when a name has path parts, or the arrays of a split differ in length or do not fit the schema.
   """
   import tensorflow_datasets as tfds
 
-  for split, columns in splits.items():
-    lengths = {key: len(values) for key, values in columns.items()}
-    if len(set(lengths.values())) != 1 or min(lengths.values()) < shards:
-      raise ValueError(f"arrays of {split!r} must share one length of at least {shards} shards, got {lengths}.")
+  _check(name, splits, shards)
   features, version = _schema(name, next(iter(splits.values())), data_dir)
   folder = pathlib.Path(data_dir, name, version)
   folder.mkdir(parents=True)
@@ -50,6 +50,19 @@ def write_tfds(name: str, splits: Mapping[str, Mapping[str, Any]], *, data_dir, 
     data_dir=folder, features=features, split_infos=infos, version=version, description=f"{name}, written by jaxreg",
     check_data=False,  # its check reads with TensorFlow
   )  # fmt: skip
+
+
+def _check(name, splits, shards) -> None:
+  check_file_name("name", name)
+  if shards < 1 or not splits:
+    raise ValueError(f"there must be at least one shard and one split, got {shards} and {len(splits)}.")
+  for split, columns in splits.items():
+    check_file_name("a split", split)
+    for key in columns:  # TFDS writes the names of classes to files that are named by the entry
+      check_file_name(f"an entry of {split!r}", key)
+    lengths = {key: len(values) if hasattr(values, "__len__") else type(values) for key, values in columns.items()}
+    if len(set(lengths.values())) != 1 or not all(isinstance(n, int) and n >= shards for n in lengths.values()):
+      raise ValueError(f"arrays of {split!r} must share one length of at least {shards} shards, got {lengths}.")
 
 
 def _schema(name: str, columns: Mapping[str, Any], data_dir):
@@ -65,6 +78,8 @@ def _feature(values):
   import tensorflow_datasets as tfds
 
   first = np.asarray(values[0])
+  if first.dtype.kind not in "biufc":
+    raise ValueError(f"arrays of a set that TFDS does not know must hold numbers, got dtype {first.dtype}.")
   if first.dtype == np.uint8 and first.ndim == 3:
     same = isinstance(values, np.ndarray)
     return tfds.features.Image(shape=first.shape if same else (None, None, first.shape[-1]), encoding_format="png")

@@ -69,18 +69,27 @@ def settings() -> dict[str, str]:
 def batch_shapes(task: Task, first=None) -> tuple:
   """Names, shapes and dtypes of a global batch, hashable; of a stream from its first batch."""
   if first is not None:
-    leaves = {name: ((task.batch_size, *np.shape(value)[1:]), np.asarray(value).dtype) for name, value in first.items()}
-  else:
-    size = task.batch_size or len(jax.tree.leaves(task.data)[0])
-    leaves = {name: ((size, *np.shape(value)[1:]), jax.dtypes.canonicalize_dtype(np.asarray(value).dtype))
-              for name, value in task.data.items()}  # fmt: skip
-    leaves["id"] = ((size,), np.dtype(np.int32))
-  return tuple((name, shape, str(dtype)) for name, (shape, dtype) in sorted(leaves.items()))
+    return _shapes(first, task.batch_size, lambda dtype: dtype)
+  size = task.batch_size or len(jax.tree.leaves(task.data)[0])
+  ids = {"id": np.zeros(size, np.int32)}
+  return _shapes({**task.data, **ids}, size, jax.dtypes.canonicalize_dtype)
 
 
-def as_structs(batch: tuple) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(batch: Mapping[str, Any], size: int, stored) -> tuple:
+  return tuple(
+    (name, _shapes(value, size, stored), "dict")
+    if isinstance(value, Mapping)
+    else (name, (size, *np.shape(value)[1:]), str(stored(np.asarray(value).dtype)))
+    for name, value in sorted(batch.items())
+  )
+
+
+def as_structs(batch: tuple) -> dict[str, Any]:
   """The batch that `batch_shapes` describes."""
-  return {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, shape, dtype in batch}
+  return {
+    name: as_structs(shape) if dtype == "dict" else jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+    for name, shape, dtype in batch
+  }
 
 
 def claim(folder, identity: dict) -> None:
@@ -170,7 +179,7 @@ def _held_out_identity(task: Task, hparams) -> dict:
     first = next(stream)
   finally:
     stream.close()
-  shapes = {name: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype) for name, value in first.items()}
+  shapes = jax.tree.map(lambda value: jax.ShapeDtypeStruct(np.shape(value), np.asarray(value).dtype), first)
   state = jax.eval_shape(task.init, jax.eval_shape(lambda: jax.random.key(0)), dict(hparams))
   hasher = hashlib.sha256()
   _feed_jaxpr(hasher, jax.make_jaxpr(task.held_out.measure)(state, shapes, dict(hparams)))

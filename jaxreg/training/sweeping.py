@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxreg.data.names import check_file_name
 from jaxreg.training import files, identity, program, structure
 from jaxreg.training import hparams as hparams_lib
 from jaxreg.training import mesh as mesh_lib
@@ -211,7 +212,13 @@ def sweep_settings(settings: Mapping[str, tuple[Task, Mapping]], *, folder=None,
     settings: name -> (task, points).
     folder: each setting's trials go to a folder of its name inside of it.
     **options: of `sweep`.
+
+  Raises:
+    ValueError: when trials are to be kept in a folder and a name has path parts; before anything is trained.
   """
+  if folder is not None:
+    for name in settings:
+      check_file_name("a setting", name)
   return {
     name: sweep(task, points, folder=None if folder is None else pathlib.Path(folder) / name, label=name, **options)
     for name, (task, points) in settings.items()

@@ -33,6 +33,12 @@ def test_split_and_standardize():
   assert test["x"].dtype == np.float32
   with pytest.raises(ValueError, match="sizes must add up"):
     bundled.split(data, sizes=(15, 6))
+  with pytest.raises(ValueError, match="sizes must not be negative"):
+    bundled.split(data, sizes=(15, -1))
+  with pytest.raises(ValueError, match="data must be arrays with one common leading axis"):
+    bundled.split({**data, "short": np.arange(19)}, sizes=(15,))
+  with pytest.raises(ValueError, match="data must be arrays with one common leading axis"):
+    bundled.split({"x": None}, sizes=(1,))
 
 
 EXEMPT = {

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import tracemalloc
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -65,6 +66,14 @@ def test_roundtrip(tmp_path_factory, array, compressed):
     lambda raw: raw + b"\0",
     lambda raw: b"PNG!" + raw[4:],
     lambda raw: b"\0\0\x07" + raw[3:],
+    lambda raw: raw[:9],
+    lambda raw: raw[:3] + b"\xff" + b"\1" * 1020,
+    lambda raw: raw[:3] + b"\2" + b"\xff" * 8 + raw,
+    lambda raw: raw[:3] + b"\4" + b"\0" * 4 + b"\xff" * 12,
+    lambda raw: gzip.compress(raw[:3] + b"\2" + b"\xff" * 8 + raw),
+    lambda raw: gzip.compress(raw + b"\0"),
+    lambda raw: gzip.compress(raw)[:-1],
+    lambda raw: gzip.compress(raw)[:-8] + bytes(8),
     lambda raw: gzip.compress(raw)[:-9],
     lambda raw: gzip.compress(raw)[:12] + b"\xff" * 30,
   ],
@@ -74,6 +83,33 @@ def test_damaged_file_names_itself(tmp_path, damage):
   path.write_bytes(damage(idx_bytes(np.arange(12, dtype=np.int32).reshape(3, 4))))
   with pytest.raises(ValueError, match="broken-file must"):
     idx.read_idx(path)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2**26 + 1,), (2**16, 2**16)])
+def test_no_more_is_inflated_than_the_header_announces(tmp_path, shape):
+  """128 MiB of zeros in 130 kB, with a header of few values, of half of them, and of more than deflate can hold."""
+  head = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+  path = tmp_path / "bomb-file"
+  path.write_bytes(gzip.compress(head + bytes(2**27), 9))
+  tracemalloc.start()
+  with pytest.raises(ValueError, match="bomb-file must have"):
+    idx.read_idx(path)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  announced = np.prod(shape)
+  assert peak < 2**20 + (announced if announced < 2**27 else 0)
+
+
+def test_memory_is_that_of_the_array(tmp_path):
+  values = np.arange(2**20, dtype=np.float32)
+  path = tmp_path / "file"
+  path.write_bytes(gzip.compress(idx_bytes(values), 1))
+  tracemalloc.start()
+  read = idx.read_idx(path)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < values.nbytes + 2**20 and read.flags.writeable
+  np.testing.assert_array_equal(read, values)
 
 
 @pytest.mark.parametrize("compress, suffix", [(gzip.compress, ".gz"), (bytes, "")])

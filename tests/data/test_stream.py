@@ -269,6 +269,27 @@ def test_unfit_arrays_are_refused(tmp_path):
     write_tfds("cifar10", {"train": {"image": examples(2)["image"]}}, data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+  "name, splits, options, message",
+  [
+    ("../evil", {"train": {"x": np.zeros(3)}}, {}, "name must be the name of a file or folder"),
+    ("/evil", {"train": {"x": np.zeros(3)}}, {}, "name must be the name of a file or folder"),
+    ("set/config", {"train": {"x": np.zeros(3)}}, {}, "name must be the name of a file or folder"),
+    ("good", {"../../train": {"x": np.zeros(3)}}, {}, "a split must be the name of a file or folder"),
+    ("good", {"train": {"../x": np.zeros(3)}}, {}, "an entry of 'train' must be the name of a file or folder"),
+    ("good", {"train": {"x": np.zeros(3)}}, {"shards": 0}, "at least one shard"),
+    ("good", {}, {}, "at least one shard and one split, got 2 and 0"),
+    ("good", {"train": {"x": None}}, {}, "must share one length"),
+    ("good", {"train": {"x": ["a", "b"]}}, {}, "must hold numbers, got dtype <U1"),
+    ("good", {"train": {"x": [None, None]}}, {}, "must hold numbers, got dtype object"),
+  ],
+)
+def test_nothing_is_written_for_bad_sets(tmp_path, name, splits, options, message):
+  with pytest.raises(ValueError, match=message):
+    write_tfds(name, splits, data_dir=tmp_path / "a" / "sets", **options)
+  assert not list(tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize("name", ["cifar10", "imagenet2012", "mnist_corrupted/fog"])
 def test_missing_set_names_the_command(tmp_path, name, caplog, capfd):
   command = f"tfds build {name} --file_format=array_record --data_dir={tmp_path}"
@@ -320,6 +341,111 @@ def test_bad_arrays(folder):
     next(array_stream({"x": np.array([2**40])}, batch_size=1, seed=0))
   with pytest.raises(ValueError, match="threads and workers must not be negative"):
     open_stream("tfds", folder, threads=-1)
+
+
+@pytest.mark.parametrize(
+  "values, held",
+  [
+    ([None, "a"], "objects of type NoneType, str"),
+    ([None, None], "objects of type NoneType"),
+    (np.array([2**70, 1]), "objects of type int"),
+    (np.array(["2020-01-01", "2020-01-02"], "datetime64[D]"), "dtype datetime64"),
+    ([[1.0], [1.0, 2.0]], "rows of different lengths"),
+  ],
+)
+def test_neither_numbers_nor_text(values, held):
+  """Nothing disappears from the batches without a word."""
+  with pytest.raises(ValueError, match=f"'x' must be an array.*, got {held}"):
+    array_stream({"x": values}, batch_size=1, seed=0)
+
+
+@pytest.mark.parametrize("data", ["abc", None, np.zeros((3, 2)), [np.zeros(3)]])
+def test_data_are_named(data):
+  with pytest.raises(ValueError, match="data must be arrays by name, got"):
+    array_stream(data, batch_size=1, seed=0)
+
+
+@pytest.mark.parametrize("text", [["a", "bc", "d"], np.array(["a", b"bc", "d"], object), np.array([b"a", b"b", b"c"])])
+def test_text_is_left_out(text):
+  assert sorted(next(array_stream({"x": np.zeros(3), "text": text}, batch_size=2, seed=0))) == ["id", "x"]
+
+
+def boxes(example, rng):
+  number = example["x"].item()
+  inner = {"area": np.float32(number / 2), "label": np.int64(number), "name": "box", "corners": [number, number + 1]}
+  return {"x": example["x"], "boxes": {"first": inner, "count": np.int32(1)}}
+
+
+def test_nested_features_stay():
+  batch = next(array_stream({"x": np.arange(6)}, batch_size=3, seed=None, transform=boxes))
+  assert sorted(batch) == ["boxes", "id", "x"] and sorted(batch["boxes"]["first"]) == ["area", "corners", "label"]
+  first = batch["boxes"]["first"]
+  assert first["label"].dtype == np.int32 and first["area"].tolist() == [0, 0.5, 1]
+  assert first["corners"].tolist() == [[0, 1], [1, 2], [2, 3]] and batch["boxes"]["count"].tolist() == [1, 1, 1]
+
+
+def test_nested_features_of_a_stored_set(tmp_path):
+  import tensorflow_datasets as tfds
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  def write(name, corners):
+    write_tfds(name, {"train": {"x": np.zeros((2, 1), np.float32)}}, data_dir=tmp_path, shards=1)
+    scalar = tfds.features.Scalar(np.int32)
+    inside = {"area": scalar, "corners": tfds.features.Sequence(scalar), "name": tfds.features.Text()}
+    features = tfds.features.FeaturesDict({"x": scalar, "box": inside})
+    features.save_config(str(tmp_path / name / "1.0.0"))
+    writer = ArrayRecordWriter(str(next((tmp_path / name).rglob("*.array_record-*"))), "group_size:1")
+    for number, each in enumerate(corners):
+      box = {"area": number, "corners": each, "name": "a"}
+      writer.write(features.serialize_example(features.encode_example({"x": number, "box": box})))
+    writer.close()
+
+  write("nested", [[1, 2], [3, 4]])
+  read = read_tfds("nested", "train", data_dir=tmp_path)
+  assert read["box"]["area"].tolist() == [0, 1] and read["box"]["corners"].tolist() == [[1, 2], [3, 4]]
+  assert sorted(read["box"]) == ["area", "corners"]
+  write("ragged", [[1, 2], [3]])
+  with pytest.raises(ValueError, match="equal shapes, got 'box/corners' of shapes"):
+    read_tfds("ragged", "train", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+  "transform, message",
+  [
+    (lambda example, rng: {"maybe": None}, "'maybe' must be an array of numbers or text, got objects of type NoneType"),
+    (lambda example, rng: {"a": {"b": [1, None]}}, "'a/b' must be an array of numbers or text"),
+    (lambda example, rng: {"a": {"b": 2**40}}, "integers must fit into int32, got 'a/b'"),
+    (lambda example, rng: example["x"], "transform must return a dict of arrays, got int64"),
+    (lambda example, rng: None, "transform must return a dict of arrays, got NoneType"),
+    (lambda example, rng: {f"x{example['x']}": 1}, "must have the same entries, got x0, x1 in some only"),
+    (lambda example, rng: {"a": {f"x{example['x']}": 1}}, "must have the same entries, got a/x0, a/x1 in some only"),
+    (lambda example, rng: {"a": 1 if example["x"] else {"b": 1}}, "must be alike, got 'a' as a dict in some only"),
+    (lambda example, rng: {"a": {"b": np.zeros(example["x"])}}, "must have equal shapes, got 'a/b' of shapes"),
+    (lambda example, rng: {"a": [[1], [1, 2]]}, "'a' must be an array, got rows of different lengths"),
+  ],
+)
+def test_bad_transforms(transform, message):
+  with pytest.raises(ValueError, match=message):
+    next(array_stream({"x": np.arange(2)}, batch_size=2, seed=None, transform=transform))
+
+
+def test_training_on_nested_batches(tmp_path):
+  def objective(params, extra, batch, context):
+    return jnp.mean((params * batch["boxes"]["first"]["area"] - 1) ** 2), (extra, {})
+
+  task = gradient_task(
+    init_params=lambda key, hparams: (jnp.ones(()), ()),
+    objective=objective,
+    optimizer=lambda hparams: optax.sgd(hparams["learning_rate"]),
+    data=lambda: array_stream({"x": np.arange(8)}, batch_size=4, seed=0, transform=boxes),
+    batch_size=4,
+    hparams={"learning_rate": 0.01},
+  )
+  options = {"log_every": 5, "progress": False, "tensorboard": False}
+  whole = fit(task, steps=10, **options)
+  assert whole.rows[-1]["loss"] < whole.rows[0]["loss"]
+  fit(task, steps=5, folder=tmp_path, **options)
+  assert float(fit(task, steps=10, folder=tmp_path, **options).state.params) == float(whole.state.params)
 
 
 def classifier(folder):

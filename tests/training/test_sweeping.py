@@ -151,6 +151,14 @@ def test_static_settings_are_an_outer_loop():
   }
 
 
+def test_settings_stay_in_their_folder(tmp_path):
+  point = (examples.least_squares(), grid(learning_rate=[0.02]))
+  for name in ("../outside", "/outside", "a/b", "..", "", None):
+    with pytest.raises(ValueError, match="a setting must be the name of a file or folder, without path parts"):
+      sweep_settings({"inside": point, name: point}, seeds=[0], steps=5, folder=tmp_path / "sweep", progress=False)
+  assert not list(tmp_path.iterdir())  # refused before anything is trained
+
+
 def test_the_automatic_engine_is_one_of_both_and_agrees(task, alone):
   result = sweep(task, POINTS, engine="auto", **OPTIONS)
   assert result.engine in ("vmap", "map")
