@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -225,7 +226,7 @@ def test_orthogonal_gradients_of_sharded_leaves():
     split = PartitionSpec("devices")
     mapped = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=(split, split), out_specs=split, check_vma=False))
     expected = jax.jit(functools.partial(update, tx=tx))(grads, params)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), mapped(grads, params), expected)
+    chex.assert_trees_all_close(mapped(grads, params), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_half_spaces_of_sharded_groups():

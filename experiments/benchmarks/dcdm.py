@@ -42,7 +42,7 @@ def measure(options: Options):
     *_capped(rows),
   ]
   missing = [name for name in LIBRARIES.values() if importlib.util.find_spec(name) is None]
-  return rows, notes + [f"{name} is not installed (pip install {name}): its rows are missing." for name in missing]
+  return rows, notes + [f"{name} is not installed (extra `benchmarks`): its rows are missing." for name in missing]
 
 
 def _train(config):

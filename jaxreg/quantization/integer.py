@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxreg.checks import check_float
+from jaxreg.extras import extra_needed
 from jaxreg.metrics.sizes import static_integer
 from jaxreg.quantization.bounds import activation_bound_init
 from jaxreg.quantization.fake_quant import Quantized, quantize_activation, quantize_weight
@@ -42,7 +43,8 @@ def integer_dot(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
   Reference: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", CVPR 2018, Section 2.2.
   """
-  from aqt.jax.v2 import aqt_tensor, config
+  with extra_needed("quantization", "integer_dot"):
+    from aqt.jax.v2 import aqt_tensor, config
 
   for name, operand in (("lhs", lhs), ("rhs", rhs)):
     if jnp.result_type(operand) != jnp.int8:
@@ -85,8 +87,9 @@ def aqt_dot_general(*, bits: int, quantized_backward: bool = True) -> Callable:
 
   Reference: Lew et al., "AQT: Accurate Quantized Training", https://github.com/google/aqt, version 2.
   """
-  from aqt.jax.v2 import config
-  from aqt.jax.v2.flax import aqt_flax
+  with extra_needed("quantization", "aqt_dot_general"):
+    from aqt.jax.v2 import config
+    from aqt.jax.v2.flax import aqt_flax
 
   bits = static_integer("bits", bits, low=2, high=8)
   settings = config.config_v4(fwd_bits=bits, dlhs_bits=None, drhs_bits=None)

@@ -7,13 +7,16 @@ solver's own steps, without any derivative of higher order.
 
 from typing import NamedTuple
 
-import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxreg.checks import check_hyperparameter
+from jaxreg.extras import extra_needed
+
+with extra_needed("solvers", "jaxreg.solvers.solver_cost"):
+  import diffrax
+  import equinox as eqx
 
 __all__ = ["HeuristicSolver", "SolverCost", "combined_cost", "solve_with_cost", "stability_size"]
 

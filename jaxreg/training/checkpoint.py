@@ -18,12 +18,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxreg.extras import extra_needed
 from jaxreg.training import files, structure
 from jaxreg.training import mesh as mesh_lib
 from jaxreg.training.task import TrainState
+
+with extra_needed("training", "jaxreg.training"):
+  import orbax.checkpoint as ocp
 
 __all__ = ["CheckpointError", "clear_after", "defect", "latest", "load_params", "predict", "restore", "save", "steps"]
 

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import warnings
 
+from jaxreg.extras import extra_needed
 from jaxreg.training import files
 from jaxreg.training.mesh import is_main
 
@@ -79,7 +80,8 @@ class MetricsLog:
     files.replace(folder / "metrics.jsonl", text.encode())
     self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115, closed by close()
     if tensorboard:
-      import tensorboardX
+      with extra_needed("training", "a run's folder with tensorboard=True"):
+        import tensorboardX
 
       shutil.rmtree(folder / "tensorboard", ignore_errors=True)
       self._events = tensorboardX.SummaryWriter(str(folder / "tensorboard"))

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 
+from jaxreg.extras import extra_needed
 from jaxreg.training.mesh import is_main
 
 __all__ = ["progress_bar"]
@@ -14,8 +15,9 @@ def progress_bar(total: int, done: int = 0, *, show: bool = True, label: str = "
   if not (show and is_main()):
     yield lambda count, loss=None, seconds=None: None
     return
-  from rich import progress as rich_progress
-  from rich.console import Console
+  with extra_needed("training", "a progress bar"):
+    from rich import progress as rich_progress
+    from rich.console import Console
 
   columns = (
     "{task.description}",

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxreg.data.names import check_file_name
+from jaxreg.extras import extra_needed
 from jaxreg.training import files, identity, program, structure
 from jaxreg.training import hparams as hparams_lib
 from jaxreg.training import mesh as mesh_lib
@@ -93,11 +94,10 @@ class SweepResult(NamedTuple):
       writer.writerows(rows)
 
   def to_dataframe(self):
-    """`rows` as a pandas DataFrame; pandas is not installed with jaxreg."""
-    try:
+    """`rows` as a pandas DataFrame."""
+    with extra_needed("training", "to_dataframe (unlike rows and to_csv)"):
       import pandas
-    except ImportError as error:
-      raise ImportError("to_dataframe needs pandas: pip install pandas. Without it, use rows() or to_csv().") from error
+
     return pandas.DataFrame(self.rows())
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def test_lstm_cell_is_flax_cell_with_materialized_weights(x64):
     plain[f"h{gate}"] = {"kernel": kernel, "bias": (outer["bias"] + inner["bias"])[columns]}
   expected = apply(nn.LSTMCell(4), plain, carry, inputs)
   got = apply(cell, params, carry, inputs, position, mask)
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), got, expected)
+  chex.assert_trees_all_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_initial_weights():

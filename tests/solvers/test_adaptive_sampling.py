@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,7 +184,7 @@ def test_derivatives_in_one_pass_are_those_of_automatic_differentiation(name, x6
       jax.vmap(network(params))(points), one_by_one(params), slopes[1],
     )  # fmt: skip
 
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), *compare(params))
+  chex.assert_trees_all_close(*compare(params), rtol=1e-9, atol=1e-9)
 
 
 def test_samples_lie_in_the_box():

@@ -3,6 +3,7 @@
 import functools
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -270,7 +271,7 @@ def test_vmapped_trials_are_the_loop(x64):
   step = lambda *arguments: steps("z")[0](*arguments, 0.1)
   for index, trial in enumerate(trials):
     one, mapped = step(*trial), jax.tree.map(lambda leaf, index=index: leaf[index], jax.vmap(step)(*stacked))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-10), mapped, one)
+    chex.assert_trees_all_close(mapped, one, rtol=1e-9, atol=1e-10)
 
 
 def test_bfloat16_inputs():

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,7 +160,7 @@ def test_each_step_changes_its_own_part_only_and_a_cycle_is_its_steps():
   assert all(changed(expected.tuning, after.tuning))
   whole, losses = cycle(state, train, valid, key)
   assert np.isfinite(losses).all()
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), whole, after)
+  chex.assert_trees_all_close(whole, after, rtol=1e-5, atol=1e-6)
 
 
 def test_hyperparameters_are_moved_through_the_gates_only():

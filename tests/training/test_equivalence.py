@@ -1,5 +1,6 @@
 """One `step`, the same numbers: jit, pmap, sharded jit over eight devices (two processes: test_distributed)."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def plain():
 
 def _assert_close(left, right):
   keyless = lambda state: state._replace(key=jax.random.key_data(state.key))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), keyless(left), keyless(right))
+  chex.assert_trees_all_close(keyless(left), keyless(right), rtol=2e-5, atol=2e-6)
 
 
 def test_pmap_equals_jit(plain):

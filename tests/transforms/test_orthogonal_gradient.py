@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +102,7 @@ def test_nearly_parallel_and_extreme_gradients(seed, log_share, scale):
 def test_special_cases(x64):
   g = {"zero_weight": jnp.array([1.0, 2.0]), "orthogonal": jnp.array([0.0, 3.0]), "zero": jnp.zeros(2)}
   w = {"zero_weight": jnp.zeros(2), "orthogonal": jnp.array([2.0, 0.0]), "zero": jnp.ones(2)}
-  jax.tree.map(np.testing.assert_array_equal, apply(g, w), g)
+  chex.assert_trees_all_equal(apply(g, w), g)
 
 
 def test_sgd_norm_growth(x64):
