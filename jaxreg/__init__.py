@@ -10,11 +10,45 @@ algorithms), `adversarial`, `metrics`, `data`, `training` (the harness). Each is
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what type checkers and editors see of what is imported when it is first used
+  from jaxreg import (
+    adversarial,
+    data,
+    denoising,
+    kernels,
+    layers,
+    losses,
+    metrics,
+    models,
+    pruning,
+    quantization,
+    regularizers,
+    solvers,
+    training,
+    transforms,
+  )
+  from jaxreg.references import citation
+else:  # a type checker would take it for leave to use any name
+
+  def __getattr__(name: str):
+    if name == "citation":
+      return importlib.import_module("jaxreg.references").citation
+    if name in __all__:
+      return importlib.import_module(f"jaxreg.{name}")
+    raise AttributeError(f"module 'jaxreg' has no attribute {name!r}")
+
+  def __dir__():
+    return __all__
+
 
 __version__ = "0.1.0"
 
-_ROOMS = (
+__all__ = [
+  "__version__",
   "adversarial",
+  "citation",
   "data",
   "denoising",
   "kernels",
@@ -28,17 +62,4 @@ _ROOMS = (
   "solvers",
   "training",
   "transforms",
-)
-__all__ = ["__version__", "citation", *_ROOMS]
-
-
-def __getattr__(name: str):
-  if name in _ROOMS:
-    return importlib.import_module(f"jaxreg.{name}")
-  if name == "citation":
-    return importlib.import_module("jaxreg.references").citation
-  raise AttributeError(f"module 'jaxreg' has no attribute {name!r}")
-
-
-def __dir__():
-  return __all__
+]

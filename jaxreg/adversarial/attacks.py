@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.sizes import static_integer
@@ -15,11 +16,11 @@ _NORMS = ("linf", "l2")
 
 def fgsm(
   loss_of_inputs: Callable[[jax.Array], jax.Array],
-  inputs: jax.Array,
+  inputs: ArrayLike,
   *,
-  radius: float | jax.Array,
+  radius: ArrayLike,
   norm: str = "linf",
-  bounds: tuple | None = None,
+  bounds: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> jax.Array:
   """The fast gradient attack: one step of full size, `x + radius * sign(grad)`, or `radius * grad / ||grad||` in l2.
 
@@ -53,15 +54,15 @@ def fgsm(
 
 def pgd(
   loss_of_inputs: Callable[[jax.Array], jax.Array],
-  inputs: jax.Array,
+  inputs: ArrayLike,
   key: jax.Array,
   *,
-  radius: float | jax.Array,
-  step_size: float | jax.Array,
+  radius: ArrayLike,
+  step_size: ArrayLike,
   steps: int,
   norm: str = "linf",
-  bounds: tuple | None = None,
-  start_radius: float | jax.Array | None = None,
+  bounds: tuple[ArrayLike, ArrayLike] | None = None,
+  start_radius: ArrayLike | None = None,
 ) -> jax.Array:
   """Projected gradient ascent in the ball `||x' - x|| <= radius` from a random start.
 

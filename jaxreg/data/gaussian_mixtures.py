@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -94,7 +95,7 @@ def hard_covariance(num_features: int, *, seed: int = 0) -> np.ndarray:
 
 
 def gaussian_mixture(
-  key: jax.Array, means: jax.Array, covariance: jax.Array, *, num_examples: int
+  key: jax.Array, means: ArrayLike, covariance: ArrayLike, *, num_examples: int
 ) -> dict[str, jax.Array]:
   """Examples of equally likely Gaussian classes with one covariance.
 
@@ -128,7 +129,7 @@ def gaussian_mixture(
 
 
 def gaussian_mixture_bayes_error(
-  means: jax.Array, covariance: jax.Array, *, key: jax.Array | None = None, num_samples: int = 100_000
+  means: ArrayLike, covariance: ArrayLike, *, key: jax.Array | None = None, num_samples: int = 100_000
 ) -> jax.Array:
   """The smallest possible error rate on `gaussian_mixture`.
 

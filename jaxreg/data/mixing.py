@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -10,10 +11,10 @@ __all__ = ["mixup"]
 
 def mixup(
   key: jax.Array,
-  inputs: jax.Array,
-  targets: jax.Array,
+  inputs: ArrayLike,
+  targets: ArrayLike,
   *,
-  alpha: float | jax.Array = 1.0,
+  alpha: ArrayLike = 1.0,
   at_least_half: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   """Mixup: `l x + (1 - l) x[permutation]` for inputs and targets, with one `l ~ Beta(alpha, alpha)` for the batch.

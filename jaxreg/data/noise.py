@@ -5,11 +5,12 @@ not read, for that would wait for the device: there such labels stay as they are
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -32,9 +33,9 @@ LETTER_CONFUSIONS = {ord(a) - 65: ord(b) - 65 for pair in _LETTER_PAIRS for a, b
 
 def symmetric_noise(
   key: jax.Array,
-  labels: jax.Array,
+  labels: ArrayLike,
   *,
-  rate: float | jax.Array,
+  rate: ArrayLike,
   num_classes: int,
   include_true: bool = True,
   exact: bool = False,
@@ -83,7 +84,7 @@ def symmetric_noise(
   return jnp.where(chosen & is_class, new, labels).astype(dtype)
 
 
-def pair_flip_noise(key: jax.Array, labels: jax.Array, *, rate: float | jax.Array, num_classes: int) -> jax.Array:
+def pair_flip_noise(key: jax.Array, labels: ArrayLike, *, rate: ArrayLike, num_classes: int) -> jax.Array:
   """Moves each label to the next class, cyclically, with probability `rate`.
 
   >>> import jax, jax.numpy as jnp
@@ -105,7 +106,7 @@ def pair_flip_noise(key: jax.Array, labels: jax.Array, *, rate: float | jax.Arra
 
 
 def class_map_noise(
-  key: jax.Array, labels: jax.Array, *, rate: float | jax.Array, mapping: Mapping[int, int] | np.ndarray
+  key: jax.Array, labels: ArrayLike, *, rate: ArrayLike, mapping: Mapping[int, int] | Sequence[int] | ArrayLike
 ) -> jax.Array:
   """Asymmetric noise: replaces a label by its confused class with probability `rate`.
 
@@ -145,7 +146,7 @@ def class_map_noise(
   return jnp.where(flips, new, labels).astype(dtype)
 
 
-def superclass_mapping(superclasses: np.ndarray) -> np.ndarray:
+def superclass_mapping(superclasses: Sequence[int] | ArrayLike) -> np.ndarray:
   """The confusion of each class with the next one of its superclass, cyclically (asymmetric noise of CIFAR-100).
 
   >>> superclass_mapping(np.array([0, 1, 0, 1, 0])).tolist()
@@ -172,10 +173,10 @@ def superclass_mapping(superclasses: np.ndarray) -> np.ndarray:
 
 def instance_dependent_noise(
   key: jax.Array,
-  inputs: jax.Array,
-  labels: jax.Array,
+  inputs: ArrayLike,
+  labels: ArrayLike,
   *,
-  rate: float | jax.Array,
+  rate: ArrayLike,
   num_classes: int,
   spread: float = 0.1,
 ) -> jax.Array:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 
@@ -41,9 +42,7 @@ class NoiseSchedule(NamedTuple):
   variance: jax.Array
 
 
-def linear_vp_schedule(
-  times: jax.Array, *, start_rate: float | jax.Array, end_rate: float | jax.Array
-) -> NoiseSchedule:
+def linear_vp_schedule(times: ArrayLike, *, start_rate: ArrayLike, end_rate: ArrayLike) -> NoiseSchedule:
   """The variance-preserving process with rate g linear in time: `alpha = exp(-G / 2)`, `h = 1 - alpha^2`, `G = int g`.
 
   `dX = -g(t) X / 2 dt + sqrt(g(t)) dB` with `g = start_rate + (end_rate - start_rate) t`. The variance keeps its digits
@@ -80,13 +79,13 @@ def linear_vp_schedule(
 
 
 def gaussian_mixture_posterior_mean(
-  noisy: jax.Array,
+  noisy: ArrayLike,
   *,
-  signal: float | jax.Array,
-  variance: float | jax.Array,
-  means: jax.Array,
-  variances: jax.Array,
-  weights: jax.Array,
+  signal: ArrayLike,
+  variance: ArrayLike,
+  means: ArrayLike,
+  variances: ArrayLike,
+  weights: ArrayLike,
 ) -> jax.Array:
   """`E[x_0 | x_t]` when x_0 is a mixture of isotropic Gaussians: `sum_k r_k (mu_k + alpha v_k / V_k (x - alpha mu_k))`.
 
@@ -121,13 +120,13 @@ def gaussian_mixture_posterior_mean(
 
 
 def gaussian_mixture_score(
-  noisy: jax.Array,
+  noisy: ArrayLike,
   *,
-  signal: float | jax.Array,
-  variance: float | jax.Array,
-  means: jax.Array,
-  variances: jax.Array,
-  weights: jax.Array,
+  signal: ArrayLike,
+  variance: ArrayLike,
+  means: ArrayLike,
+  variances: ArrayLike,
+  weights: ArrayLike,
 ) -> jax.Array:
   """The score of x_t when x_0 is a mixture of isotropic Gaussians: `sum_k r_k (alpha mu_k - x) / (alpha^2 v_k + h)`.
 
@@ -179,7 +178,7 @@ def _mixture(noisy, signal, variance, means, variances, weights):
 
 
 def empirical_posterior_mean(
-  noisy: jax.Array, examples: jax.Array, *, signal: float | jax.Array, variance: float | jax.Array
+  noisy: ArrayLike, examples: ArrayLike, *, signal: ArrayLike, variance: ArrayLike
 ) -> jax.Array:
   """`E[x_0 | x_t]` when x_0 is one of the examples: their average with weights `softmax(-|x - alpha x_i|^2 / (2 h))`.
 
@@ -213,7 +212,7 @@ def empirical_posterior_mean(
 
 
 def score_from_posterior_mean(
-  posterior_mean: jax.Array, noisy: jax.Array, *, signal: float | jax.Array, variance: float | jax.Array
+  posterior_mean: ArrayLike, noisy: ArrayLike, *, signal: ArrayLike, variance: ArrayLike
 ) -> jax.Array:
   """Tweedie's formula: the score `(alpha E[x_0 | x_t] - x_t) / h`. It divides errors of the mean by `h / alpha`.
 
@@ -242,7 +241,7 @@ def score_from_posterior_mean(
 
 
 def posterior_mean_from_score(
-  score: jax.Array, noisy: jax.Array, *, signal: float | jax.Array, variance: float | jax.Array
+  score: ArrayLike, noisy: ArrayLike, *, signal: ArrayLike, variance: ArrayLike
 ) -> jax.Array:
   """Tweedie's formula for the mean: `E[x_0 | x_t] = (x_t + h score) / alpha`.
 

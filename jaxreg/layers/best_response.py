@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 
@@ -52,7 +53,7 @@ class BestResponseDense(nn.Module):
 
   @nn.compact
   def __call__(
-    self, inputs: jax.Array, hyperparameters: jax.Array | None = None, kernel_mask: jax.Array | None = None
+    self, inputs: ArrayLike, hyperparameters: ArrayLike | None = None, kernel_mask: ArrayLike | None = None
   ) -> jax.Array:
     """The layer's outputs.
 
@@ -104,7 +105,7 @@ class BestResponseConv(nn.Module):
   use_scale: bool = True
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, hyperparameters: jax.Array | None = None) -> jax.Array:
+  def __call__(self, inputs: ArrayLike, hyperparameters: ArrayLike | None = None) -> jax.Array:
     """The layer's outputs.
 
     Args:
@@ -157,7 +158,7 @@ class BestResponseEmbed(nn.Module):
   features: int
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, hyperparameters: jax.Array | None = None) -> jax.Array:
+  def __call__(self, tokens: ArrayLike, hyperparameters: ArrayLike | None = None) -> jax.Array:
     """The embeddings.
 
     Args:
@@ -216,9 +217,9 @@ class BestResponseLSTMCell(nn.RNNCellBase):
   def __call__(
     self,
     carry: tuple[jax.Array, jax.Array],
-    inputs: jax.Array,
-    hyperparameters: jax.Array | None = None,
-    recurrent_mask: jax.Array | None = None,
+    inputs: ArrayLike,
+    hyperparameters: ArrayLike | None = None,
+    recurrent_mask: ArrayLike | None = None,
   ):
     """One step.
 
@@ -260,7 +261,7 @@ class BestResponseLSTMCell(nn.RNNCellBase):
     return 1
 
 
-def materialize_best_response(params: Mapping[str, jax.Array], hyperparameters: jax.Array) -> dict[str, jax.Array]:
+def materialize_best_response(params: Mapping[str, ArrayLike], hyperparameters: ArrayLike) -> dict[str, jax.Array]:
   """The weights of an ordinary layer, `W(lambda) = s W + (lambda V) * R`, at one value of the hyperparameters.
 
   >>> import jax, jax.numpy as jnp

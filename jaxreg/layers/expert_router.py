@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.solvers.sparse_transport import solve_sparse_transport
@@ -51,11 +52,11 @@ def expert_capacity(tokens: int, experts: int, *, capacity_factor: float = 1.0, 
 
 
 def assign_tokens(
-  logits: jax.Array,
+  logits: ArrayLike,
   *,
   k: int,
-  regularization: float | jax.Array = 1.0,
-  learning_rate: float | jax.Array = 1e-2,
+  regularization: ArrayLike = 1.0,
+  learning_rate: ArrayLike = 1e-2,
   steps: int = 20,
 ) -> ExpertAssignment:
   """Assigns tokens to experts, at most `k` to each, by sparse transport with the costs `-softmax(logits)`.
@@ -138,7 +139,7 @@ class SparseTransportRouter(nn.Module):
   steps: int = 20
 
   @nn.compact
-  def __call__(self, tokens: jax.Array) -> ExpertAssignment:
+  def __call__(self, tokens: ArrayLike) -> ExpertAssignment:
     capacity = expert_capacity(
       tokens.shape[-2], self.experts, capacity_factor=self.capacity_factor, multiple_of=self.multiple_of
     )

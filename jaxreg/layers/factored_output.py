@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+from jax.typing import ArrayLike
 
 from jaxreg.losses.spherical import SphericalStatistics
 from jaxreg.solvers.factored_output import factored_init, factored_statistics, factored_value_and_grad
@@ -45,7 +46,7 @@ class FactoredOutput(nn.Module):
   axis_name: str | None = None
 
   @nn.compact
-  def __call__(self, inputs: jax.Array, labels: jax.Array, learning_rate: float | jax.Array = 0.0) -> jax.Array:
+  def __call__(self, inputs: ArrayLike, labels: ArrayLike, learning_rate: ArrayLike = 0.0) -> jax.Array:
     """The losses of a batch, and the layer's update where the collection `factored` is mutable.
 
     Args:

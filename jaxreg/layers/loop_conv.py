@@ -11,6 +11,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 __all__ = ["loop_conv_general_dilated"]
 
@@ -18,8 +19,8 @@ _PLANE = ("NHWC", "HWIO", "NHWC")
 
 
 def loop_conv_general_dilated(
-  lhs: jax.Array,
-  rhs: jax.Array,
+  lhs: ArrayLike,
+  rhs: ArrayLike,
   window_strides,
   padding,
   lhs_dilation=None,

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 
 __all__ = ["max_min"]
 
 
-def max_min(inputs: jax.Array, *, axis: int = -1) -> jax.Array:
+def max_min(inputs: ArrayLike, *, axis: int = -1) -> jax.Array:
   """Sorts each pair of neighbouring features: the larger first, then the smaller.
 
   As a permutation it keeps the norm, and so does its gradient, unlike ReLU; it is 1-Lipschitz in l2 and in l-infinity.

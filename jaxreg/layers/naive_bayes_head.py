@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+from jax.typing import ArrayLike
 
 from jaxreg.metrics.gaussian_probe import (
   empty_stats,
@@ -51,17 +52,17 @@ class NaiveBayesHead(nn.Module):
   def setup(self):
     self.stats = self.variable("stats", "gaussian", empty_stats, self.classes, self.features)
 
-  def __call__(self, features: jax.Array) -> jax.Array:
+  def __call__(self, features: ArrayLike) -> jax.Array:
     """Logits `[..., classes]` of features `[..., features]`."""
     return gaussian_scores(
       self.stats.value, features, eps=self.eps, relative_floor=self.relative_floor, prior=self.prior
     )
 
-  def partial_fit(self, features: jax.Array, labels: jax.Array) -> None:
+  def partial_fit(self, features: ArrayLike, labels: ArrayLike) -> None:
     """Adds examples `[examples, features]` with labels `[examples]`."""
     self.stats.value = merge_stats(self.stats.value, self._stats(features, labels))
 
-  def fit(self, features: jax.Array, labels: jax.Array) -> None:
+  def fit(self, features: ArrayLike, labels: ArrayLike) -> None:
     """Forgets what was given before, then adds examples."""
     self.stats.value = self._stats(features, labels)
 

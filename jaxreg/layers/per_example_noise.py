@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 
@@ -17,7 +18,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _YIQ = (_LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 
 
-def per_example_dropout(key: jax.Array, inputs: jax.Array, *, rate: jax.Array) -> jax.Array:
+def per_example_dropout(key: jax.Array, inputs: ArrayLike, *, rate: ArrayLike) -> jax.Array:
   """`x * mask / (1 - rate)` with `mask ~ Bernoulli(1 - rate)` for every entry.
 
   >>> import jax, jax.numpy as jnp
@@ -44,7 +45,7 @@ def per_example_dropout(key: jax.Array, inputs: jax.Array, *, rate: jax.Array) -
   return inputs * factor.astype(inputs.dtype)
 
 
-def per_example_scale_noise(key: jax.Array, inputs: jax.Array, *, deviation: jax.Array) -> jax.Array:
+def per_example_scale_noise(key: jax.Array, inputs: ArrayLike, *, deviation: ArrayLike) -> jax.Array:
   """`x (1 + deviation n)` with one `n ~ N(0, 1)` for each example.
 
   >>> import jax, jax.numpy as jnp
@@ -71,7 +72,7 @@ def per_example_scale_noise(key: jax.Array, inputs: jax.Array, *, deviation: jax
 
 
 def per_example_cutout(
-  key: jax.Array, images: jax.Array, *, length: jax.Array, holes: jax.Array, max_holes: int
+  key: jax.Array, images: ArrayLike, *, length: ArrayLike, holes: ArrayLike, max_holes: int
 ) -> jax.Array:
   """Sets `holes` squares of side `length`, centred anywhere in the image and cut at its border, to zero.
 
@@ -112,12 +113,12 @@ def per_example_cutout(
 
 def per_example_color_jitter(
   key: jax.Array,
-  images: jax.Array,
+  images: ArrayLike,
   *,
-  brightness: jax.Array = 0.0,
-  contrast: jax.Array = 0.0,
-  saturation: jax.Array = 0.0,
-  hue: jax.Array = 0.0,
+  brightness: ArrayLike = 0.0,
+  contrast: ArrayLike = 0.0,
+  saturation: ArrayLike = 0.0,
+  hue: ArrayLike = 0.0,
 ) -> jax.Array:
   """Random brightness, contrast and saturation factors in `1 ± strength`, and a hue turned by up to `hue` turns.
 

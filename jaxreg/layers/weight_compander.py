@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.weights import he_deviation, input_axes, is_kernel, parameter_name
@@ -68,9 +69,7 @@ SOFTSIGN = Curve(
 )
 
 
-def compand(
-  values: jax.Array, *, amplitude: float | jax.Array, width: float | jax.Array, curve: Curve = ARCTAN
-) -> jax.Array:
+def compand(values: ArrayLike, *, amplitude: ArrayLike, width: ArrayLike, curve: Curve = ARCTAN) -> jax.Array:
   """The weights `w = a arctan(v / b)` of parameters `v`, with `|w| < a pi / 2` and slope `a / b` at zero.
 
   >>> import jax.numpy as jnp
@@ -96,9 +95,7 @@ def compand(
   return _compand(wide, amplitude, width, curve).astype(values.dtype)
 
 
-def uncompand(
-  weights: jax.Array, *, amplitude: float | jax.Array, width: float | jax.Array, curve: Curve = ARCTAN
-) -> jax.Array:
+def uncompand(weights: ArrayLike, *, amplitude: ArrayLike, width: ArrayLike, curve: Curve = ARCTAN) -> jax.Array:
   """The parameters `v = b tan(w / a)` of weights `w`, the inverse of `compand`.
 
   A weight at or beyond the bound `a pi / 2` has no parameter; it gets that of the last weight inside, and no gradient.
@@ -154,8 +151,8 @@ class CompandedParams(NamedTuple):
 def compander_init(
   params,
   *,
-  deviations: float | jax.Array = 1.5,
-  slope: float | jax.Array = 1.0,
+  deviations: ArrayLike = 1.5,
+  slope: ArrayLike = 1.0,
   select: Callable[[str, jax.Array], bool] = is_kernel,
   in_axes: Callable[[str, jax.Array], tuple[int, ...]] = input_axes,
   curve: Curve = ARCTAN,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 __all__ = ["DirectionUNet"]
 
@@ -41,7 +42,7 @@ class DirectionUNet(nn.Module):
   conv_general_dilated: Callable = jax.lax.conv_general_dilated
 
   @nn.compact
-  def __call__(self, residual: jax.Array) -> jax.Array:
+  def __call__(self, residual: ArrayLike) -> jax.Array:
     if residual.ndim != self.dimensions + 1 or any(size % 2 for size in residual.shape[1:]):
       raise ValueError(f"residual must be [batch, *grid] with {self.dimensions} even grid axes, got {residual.shape}.")
     options = {"conv_general_dilated": self.conv_general_dilated}

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 
@@ -39,7 +40,7 @@ class BoundedSupport(nn.Module):
     if not np.all(np.less(self.low, self.high)):
       raise ValueError(f"low must be below high, got {self.low} and {self.high}.")
 
-  def __call__(self, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, points: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Unbounded values and the log determinant of points `[n, d]`: `[n, d]`, `[n]`."""
     # 1 - 1e-10 is 1 in float32.
     clip = max(self.clip, jnp.finfo(points.dtype).eps)
@@ -50,7 +51,7 @@ class BoundedSupport(nn.Module):
     logdet = -jnp.sum(log + log_rest + jnp.log(size), axis=-1)
     return (log - log_rest).astype(points.dtype), logdet.astype(points.dtype)
 
-  def inverse(self, values: jax.Array) -> jax.Array:
+  def inverse(self, values: ArrayLike) -> jax.Array:
     """The points of unbounded values."""
     low, size = self._box(values)
     return low + size * jax.nn.sigmoid(values)
@@ -88,7 +89,7 @@ class ActNorm(nn.Module):
     self.first_shift = self.variable("first", "shift", jnp.zeros, shape)
     self.first_log_scale = self.variable("first", "log_scale", jnp.zeros, shape)
 
-  def __call__(self, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, points: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Values and the log determinant of points `[n, features]`: `[n, features]`, `[n]`."""
     if self.is_initializing():
       self.first_shift.value = -jnp.mean(points, axis=0)
@@ -96,7 +97,7 @@ class ActNorm(nn.Module):
     shift, log_scale = self._map()
     return (points + shift) * jnp.exp(log_scale), jnp.full(len(points), jnp.sum(log_scale))
 
-  def inverse(self, values: jax.Array) -> jax.Array:
+  def inverse(self, values: ArrayLike) -> jax.Array:
     """The points of values."""
     shift, log_scale = self._map()
     return values * jnp.exp(-log_scale) - shift
@@ -133,13 +134,13 @@ class AffineCoupling(nn.Module):
     self.layers = [nn.Dense(self.width), nn.Dense(self.width), nn.Dense(2 * moved)]
     self.log_gamma = self.param("log_gamma", nn.initializers.zeros, (moved,))
 
-  def __call__(self, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, points: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Values and the log determinant of points `[n, features]`: `[n, features]`, `[n]`."""
     kept, moved = points[:, : self.split], points[:, self.split :]
     scale, shift = self._map(kept)
     return jnp.concatenate([kept, moved * (1 + scale) + shift], -1), jnp.sum(jnp.log1p(scale), axis=-1)
 
-  def inverse(self, values: jax.Array) -> jax.Array:
+  def inverse(self, values: ArrayLike) -> jax.Array:
     """The points of values."""
     kept, moved = values[:, : self.split], values[:, self.split :]
     scale, shift = self._map(kept)
@@ -176,7 +177,7 @@ class PiecewiseQuadraticCDF(nn.Module):
       raise ValueError(f"bins must be a positive even number, got {self.bins}.")
     self.log_density = self.param("log_density", nn.initializers.zeros, (self.bins - 1, self.features))
 
-  def __call__(self, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, points: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Values and the log determinant of points `[n, features]`: `[n, features]`, `[n]`."""
     share, inside = _share(points)
     start, mass, density, slope = self._cell(share, by="start")
@@ -185,7 +186,7 @@ class PiecewiseQuadraticCDF(nn.Module):
     log_density = jnp.where(inside, jnp.log(density + slope * offset), 0)
     return jnp.where(inside, values, points), jnp.sum(log_density, axis=-1)
 
-  def inverse(self, values: jax.Array) -> jax.Array:
+  def inverse(self, values: ArrayLike) -> jax.Array:
     """The points of values."""
     share, inside = _share(values)
     start, mass, density, slope = self._cell(share, by="mass")
@@ -257,7 +258,7 @@ class KRnet(nn.Module):
     splits = [active - self.group, self.group] * (self.depth // 2)
     return [(ActNorm(active), AffineCoupling(active, split, self.width)) for split in splits]
 
-  def __call__(self, points: jax.Array) -> jax.Array:
+  def __call__(self, points: ArrayLike) -> jax.Array:
     """The log density of points.
 
     Args:
@@ -272,7 +273,7 @@ class KRnet(nn.Module):
     latent, logdet = self.forward(points)
     return jnp.sum(jax.scipy.stats.norm.logpdf(latent), axis=-1) + logdet
 
-  def forward(self, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def forward(self, points: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Latent values of points `[n, features]`, and the map's log determinant `[n]`."""
     check_float("points", points)
     if points.ndim != 2 or points.shape[-1] != self.features:
@@ -293,7 +294,7 @@ class KRnet(nn.Module):
     values, logdet = self.last_cdf(values)
     return jnp.concatenate([values, *frozen[::-1]], -1), total + logdet
 
-  def inverse(self, latent: jax.Array) -> jax.Array:
+  def inverse(self, latent: ArrayLike) -> jax.Array:
     """The points of latent values, `[n, features]` both."""
     rest = self.features - len(self.blocks) * self.group
     values = self.last_norm.inverse(self.last_cdf.inverse(latent[:, :rest]))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+from jax.typing import ArrayLike
 
 __all__ = ["MLP"]
 
@@ -30,7 +31,7 @@ class MLP(nn.Module):
   kernel_init: Callable = nn.initializers.lecun_normal()
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     hidden = inputs.reshape(inputs.shape[0], -1)
     for index, width in enumerate(self.features):
       hidden = nn.Dense(width, use_bias=self.use_bias, kernel_init=self.kernel_init)(hidden)

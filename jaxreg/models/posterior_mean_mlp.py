@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 __all__ = ["PosteriorMeanMLP"]
 
@@ -34,7 +35,7 @@ class PosteriorMeanMLP(nn.Module):
   outputs: int
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     if self.width < 2 or self.width % 2:
       raise ValueError(f"width must be a positive even number, got {self.width}.")
     weights = self.param("weights", _twice, (self.width, inputs.shape[-1]))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
+from jax.typing import ArrayLike
 
 __all__ = ["DEPTHS", "ResNet", "WideResNet"]
 
@@ -65,7 +66,7 @@ class ResNet(nn.Module):
     return cls(stages=stages, bottleneck=bottleneck, **options)
 
   @nn.compact
-  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, images: ArrayLike, *, train: bool) -> jax.Array:
     plain = dict(use_bias=False, kernel_init=nn.initializers.he_normal())
     conv, stem = functools.partial(self.conv, **plain), functools.partial(self.stem or self.conv, **plain)
     norm = _norm(train, self.axis_name)
@@ -111,7 +112,7 @@ class WideResNet(nn.Module):
   axis_name: str | None = None
 
   @nn.compact
-  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(self, images: ArrayLike, *, train: bool) -> jax.Array:
     if self.depth < 10 or (self.depth - 4) % 6:
       raise ValueError(f"depth must be 6 n + 4 with n >= 1, got {self.depth}.")
     conv = functools.partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())

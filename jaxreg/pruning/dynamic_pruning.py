@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.sizes import static_integer
@@ -31,9 +32,7 @@ NORM_EPSILON = 1e-5
 POOLS = {"max": jnp.max, "mean": jnp.mean}
 
 
-def mass_mask(
-  feature_maps: jax.Array, *, mass: float | jax.Array, tolerance: float | jax.Array = 1e-5, min_keep: int = 0
-) -> jax.Array:
+def mass_mask(feature_maps: ArrayLike, *, mass: ArrayLike, tolerance: ArrayLike = 1e-5, min_keep: int = 0) -> jax.Array:
   """Keeps each example's strongest filters that together carry at most a share `mass` of the activation.
 
   With `a_j` the largest absolute activation of filter `j`, divided by the sum over filters, and sorted in descending
@@ -75,9 +74,7 @@ def mass_mask(
   return _as_mask(kept, shares + mass, feature_maps.dtype)
 
 
-def uniform_mask(
-  feature_maps: jax.Array, *, prune_ratio: float | jax.Array, tolerance: float | jax.Array = 1e-5
-) -> jax.Array:
+def uniform_mask(feature_maps: ArrayLike, *, prune_ratio: ArrayLike, tolerance: ArrayLike = 1e-5) -> jax.Array:
   """Drops each example's `floor(prune_ratio * filters)` weakest filters, and those that did not fire.
 
   >>> import jax.numpy as jnp
@@ -108,7 +105,7 @@ def uniform_mask(
   return _as_mask(kept | (ratio < 0), shares + ratio, feature_maps.dtype)
 
 
-def straight_through_mask(logits: jax.Array) -> jax.Array:
+def straight_through_mask(logits: ArrayLike) -> jax.Array:
   """The mask `1[logits > 0]` with the derivative of the sigmoid.
 
   >>> import jax, jax.numpy as jnp
@@ -218,7 +215,7 @@ class MaskHead(nn.Module):
   pool: str = "max"
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     """Logits `[batch, filters]` of inputs `[batch, ..., channels]`."""
     _check_feature_maps(inputs)
     if self.pool not in POOLS:
@@ -274,12 +271,12 @@ class MaskedConv(nn.Module):
   @nn.compact
   def __call__(
     self,
-    inputs: jax.Array,
+    inputs: ArrayLike,
     *,
     target: Callable[[jax.Array], jax.Array],
     train: bool,
     masks: str = "head",
-    shortcut: jax.Array | None = None,
+    shortcut: ArrayLike | None = None,
   ) -> jax.Array:
     """The masked output.
 

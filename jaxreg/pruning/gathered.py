@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 from jaxreg.pruning.dynamic_pruning import NORM_EPSILON, MaskedConv, MaskHead
@@ -46,11 +47,11 @@ def gathered_sizes(channels: int, fractions: Sequence[float] = FRACTIONS) -> tup
 
 
 def gathered_conv(
-  image: jax.Array,
-  kernel: jax.Array,
+  image: ArrayLike,
+  kernel: ArrayLike,
   *,
-  output_mask: jax.Array,
-  input_mask: jax.Array,
+  output_mask: ArrayLike,
+  input_mask: ArrayLike,
   strides: int = 1,
   padding="SAME",
   fractions: Sequence[float] = FRACTIONS,
@@ -101,7 +102,7 @@ def gathered_conv(
 
 
 def gathered_masked_conv(
-  layer: MaskedConv, variables, image: jax.Array, input_mask: jax.Array, *, fractions: Sequence[float] = FRACTIONS
+  layer: MaskedConv, variables, image: ArrayLike, input_mask: ArrayLike, *, fractions: Sequence[float] = FRACTIONS
 ) -> tuple[jax.Array, jax.Array]:
   """What a trained `MaskedConv` computes of one image at inference, with its pruned filters left out.
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 __all__ = [
   "ConvCost",
@@ -53,7 +54,7 @@ def dense_flops(costs: Sequence[ConvCost]) -> int:
 
 
 def dynamic_flops(
-  active: Sequence[jax.Array], costs: Sequence[ConvCost], *, active_inputs: Sequence[jax.Array | None] | None = None
+  active: Sequence[ArrayLike], costs: Sequence[ConvCost], *, active_inputs: Sequence[ArrayLike | None] | None = None
 ) -> jax.Array:
   """Multiplications per example of convolutions of which only the active filters, on active inputs, are computed.
 
@@ -94,7 +95,7 @@ def dynamic_flops(
   return total
 
 
-def official_dynamic_flops(active: Sequence[jax.Array], costs: Sequence[ConvCost]) -> jax.Array:
+def official_dynamic_flops(active: Sequence[ArrayLike], costs: Sequence[ConvCost]) -> jax.Array:
   """The count of the official code, for comparison with the paper's tables; optimistic for two kinds of layers.
 
   Its number of input channels is `floor(active filters of the layer before / groups)`: 0 for a depthwise layer as soon
@@ -150,7 +151,7 @@ def mask_head_flops(costs: Sequence[ConvCost], input_positions: Sequence[int]) -
 
 
 def oracle_flops(
-  active_at: Callable[[jax.Array], Sequence[jax.Array]], masses: jax.Array, costs: Sequence[ConvCost]
+  active_at: Callable[[jax.Array], Sequence[jax.Array]], masses: ArrayLike, costs: Sequence[ConvCost]
 ) -> jax.Array:
   """The budget before any training: the share of multiplications that the targets themselves would leave, per mass.
 

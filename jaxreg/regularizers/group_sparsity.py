@@ -5,6 +5,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter
 from jaxreg.metrics.norms import safe_sqrt
@@ -13,7 +14,7 @@ from jaxreg.regularizers.groups import common_dtype, number_of_groups, scale_gro
 __all__ = ["group_lasso", "prox_group_lasso", "prox_wgsef", "wgsef", "wgsef_conjugate", "wgsef_minimizer"]
 
 
-def wgsef(values, groups, *, k: int | jax.Array, weights=None, num_groups: int | None = None) -> jax.Array:
+def wgsef(values, groups, *, k: ArrayLike, weights=None, num_groups: int | None = None) -> jax.Array:
   """Weighted group sparse envelope: the convex envelope of half the squared norm on "at most `k` groups are non-zero".
 
   With `b_j = sqrt(d_j) ||x_j||` sorted downwards it is `(sum_{j <= n} b_j^2 + (k - n) T^2) / 2`, where
@@ -54,7 +55,7 @@ def wgsef(values, groups, *, k: int | jax.Array, weights=None, num_groups: int |
   return value.astype(common_dtype(values))
 
 
-def wgsef_minimizer(values, groups, *, k: int | jax.Array, weights=None, num_groups: int | None = None) -> jax.Array:
+def wgsef_minimizer(values, groups, *, k: ArrayLike, weights=None, num_groups: int | None = None) -> jax.Array:
   """The minimiser `u_j = min(1, b_j / T)` of the envelope's variational form: how far each group is kept.
 
   It sums to `min(k, number of non-zero groups)`. No gradient flows through it.
@@ -84,7 +85,7 @@ def wgsef_minimizer(values, groups, *, k: int | jax.Array, weights=None, num_gro
   return jax.lax.stop_gradient(_envelope_minimizer(jnp.sqrt(squared), k))
 
 
-def wgsef_conjugate(values, groups, *, k: int | jax.Array, weights=None, num_groups: int | None = None) -> jax.Array:
+def wgsef_conjugate(values, groups, *, k: ArrayLike, weights=None, num_groups: int | None = None) -> jax.Array:
   """Convex conjugate of `wgsef`: half the sum of the `k` largest `||y_j||^2 / d_j`.
 
   >>> import jax.numpy as jnp
@@ -113,9 +114,7 @@ def wgsef_conjugate(values, groups, *, k: int | jax.Array, weights=None, num_gro
   return (jnp.sum(jnp.where(jnp.arange(num_groups) < k, largest_first, 0)) / 2).astype(common_dtype(values))
 
 
-def prox_wgsef(
-  values, groups, *, k: int | jax.Array, lam: float | jax.Array, weights=None, num_groups: int | None = None
-):
+def prox_wgsef(values, groups, *, k: ArrayLike, lam: ArrayLike, weights=None, num_groups: int | None = None):
   """Proximal operator of `lam * wgsef`, `z_j = y_j u_j / (u_j + lam d_j)`.
 
   Here `u_j = clip(tau a_j - lam d_j, 0, 1)` with `a_j = sqrt(d_j) ||y_j||` and the `tau` at which they sum to `k`; all
@@ -184,7 +183,7 @@ def group_lasso(values, groups, *, weights=None, num_groups: int | None = None) 
   return jnp.sum(safe_sqrt(squared)).astype(common_dtype(values))
 
 
-def prox_group_lasso(values, groups, *, lam: float | jax.Array, weights=None, num_groups: int | None = None):
+def prox_group_lasso(values, groups, *, lam: ArrayLike, weights=None, num_groups: int | None = None):
   """Proximal operator of `lam * group_lasso`, the block soft threshold `y_j max(0, 1 - lam sqrt(d_j) / ||y_j||)`.
 
   >>> import jax.numpy as jnp

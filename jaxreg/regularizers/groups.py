@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 from jaxreg.metrics.norms import safe_sqrt
@@ -145,7 +146,7 @@ def sum_groups(values, groups, *, num_groups: int) -> jax.Array:
   return total
 
 
-def scale_groups(values, groups, factors: jax.Array):
+def scale_groups(values, groups, factors: ArrayLike):
   """Multiplies each group by its factor; a factor of 0 gives exact zeros.
 
   >>> import jax.numpy as jnp

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.conv_spectrum import ConvSizes, check_sizes, conv_sizes
@@ -31,7 +32,7 @@ __all__ = [
 _PADDINGS = ("CIRCULAR", "VALID", "SAME")
 
 
-def orthogonal_conv_penalty(kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+def orthogonal_conv_penalty(kernel: ArrayLike, *, stride: int = 1) -> jax.Array:
   """The penalty `L_orth`, the squared Frobenius orthogonality defect per output pixel, from the kernel alone.
 
   `L_orth = ||R - T||_F^2 - max(0, M - C S^d)`, where `R` holds the inner products of the kernels of all pairs of
@@ -69,7 +70,7 @@ def orthogonal_conv_penalty(kernel: jax.Array, *, stride: int = 1) -> jax.Array:
   return (_squared_defect(kernel, sizes) - _offset(sizes)).astype(kernel.dtype)
 
 
-def orthogonal_conv_defect_norm(kernel: jax.Array, *, stride: int = 1) -> jax.Array:
+def orthogonal_conv_defect_norm(kernel: ArrayLike, *, stride: int = 1) -> jax.Array:
   """The norm `||R - T||_F` that is not squared: `sqrt(L_orth + max(0, M - C S^d))`, `R` and `T` as in `L_orth`.
 
   Its gradient has the same size however small the defect is, and is 0 where the defect is 0. With more rows than
@@ -96,7 +97,7 @@ def orthogonal_conv_defect_norm(kernel: jax.Array, *, stride: int = 1) -> jax.Ar
   return safe_sqrt(_squared_defect(kernel, conv_sizes(kernel, stride))).astype(kernel.dtype)
 
 
-def orthogonal_dense_penalty(weights: jax.Array) -> jax.Array:
+def orthogonal_dense_penalty(weights: ArrayLike) -> jax.Array:
   """The squared defect of a matrix: `||W^T W - I||_F^2` or `||W W^T - I||_F^2`, whichever has the smaller identity.
 
   Convolutions whose patches do not overlap (`k <= S`) are this matrix, repeated; for others it ignores the overlap.

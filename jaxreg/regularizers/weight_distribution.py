@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter
 from jaxreg.metrics.weights import weight_moments
@@ -9,7 +10,7 @@ from jaxreg.metrics.weights import weight_moments
 __all__ = ["kurtosis_penalty", "skewness_penalty", "weight_distribution_penalty"]
 
 
-def kurtosis_penalty(weights, *, target: float | jax.Array = 1.8) -> jax.Array:
+def kurtosis_penalty(weights, *, target: ArrayLike = 1.8) -> jax.Array:
   """The mean over tensors of `(kurtosis - target)^2`; 1.8 is the kurtosis of a uniform law.
 
   >>> import jax.numpy as jnp
@@ -58,9 +59,9 @@ def skewness_penalty(weights) -> jax.Array:
 def weight_distribution_penalty(
   weights,
   *,
-  kurtosis_weight: float | jax.Array = 0.015,
-  skewness_weight: float | jax.Array = 1.0,
-  target: float | jax.Array = 1.8,
+  kurtosis_weight: ArrayLike = 0.015,
+  skewness_weight: ArrayLike = 1.0,
+  target: ArrayLike = 1.8,
 ) -> jax.Array:
   """`kurtosis_weight * kurtosis_penalty + skewness_weight * skewness_penalty`: weights that lie well on any grid.
 

@@ -1,6 +1,7 @@
 """Iterative algorithms that are the method; what needs diffrax is imported when it is first used."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from jaxreg.solvers.adaptive_sampling import (
   Derivatives,
@@ -160,16 +161,11 @@ __all__ = [
   "unfactorize",
 ]
 
-_LAZY = {
-  "HeuristicSolver": "jaxreg.solvers.solver_cost",
-  "SolverCost": "jaxreg.solvers.solver_cost",
-  "combined_cost": "jaxreg.solvers.solver_cost",
-  "solve_with_cost": "jaxreg.solvers.solver_cost",
-  "stability_size": "jaxreg.solvers.solver_cost",
-}
+if TYPE_CHECKING:
+  from jaxreg.solvers.solver_cost import HeuristicSolver, SolverCost, combined_cost, solve_with_cost, stability_size
+else:
 
-
-def __getattr__(name: str):
-  if name in _LAZY:
-    return getattr(importlib.import_module(_LAZY[name]), name)
-  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  def __getattr__(name: str):
+    if name in ("HeuristicSolver", "SolverCost", "combined_cost", "solve_with_cost", "stability_size"):
+      return getattr(importlib.import_module("jaxreg.solvers.solver_cost"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

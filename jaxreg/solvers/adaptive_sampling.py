@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 
@@ -30,11 +31,11 @@ LOG_LOW, LOG_HIGH = -23.025851, 5.0  # of densities
 
 def aas_pinn_loss(
   residual: Callable,
-  points: jax.Array,
+  points: ArrayLike,
   *,
   boundary_residual: Callable | None = None,
-  boundary_points: jax.Array | None = None,
-  boundary_weight: float | jax.Array = 1.0,
+  boundary_points: ArrayLike | None = None,
+  boundary_weight: ArrayLike = 1.0,
 ) -> jax.Array:
   """`mean r(x)^2 + boundary_weight mean r_b(x_b)^2` at points of the adversary, which are constants.
 
@@ -70,13 +71,13 @@ def aas_pinn_loss(
 
 
 def aas_sampler_loss(
-  log_density: jax.Array,
-  score: jax.Array,
-  squared_residuals: jax.Array,
-  old_log_density: jax.Array,
+  log_density: ArrayLike,
+  score: ArrayLike,
+  squared_residuals: ArrayLike,
+  old_log_density: ArrayLike,
   *,
-  smoothness: float | jax.Array,
-  baseline: float | jax.Array = 0.0,
+  smoothness: ArrayLike,
+  baseline: ArrayLike = 0.0,
 ) -> jax.Array:
   """The adversary's loss at points drawn from p': `-(r^2 - baseline) p / p' + smoothness |grad p|^2 / p'`.
 
@@ -122,7 +123,7 @@ def aas_sampler_loss(
 
 
 def das_cross_entropy_loss(
-  log_density: jax.Array, squared_residuals: jax.Array, old_log_density: jax.Array
+  log_density: ArrayLike, squared_residuals: ArrayLike, old_log_density: ArrayLike
 ) -> jax.Array:
   """`-(r^2 / p') log p` at points drawn from p': of deep adaptive sampling, which fits p to the squared residuals.
 
@@ -153,7 +154,7 @@ def das_cross_entropy_loss(
 
 
 def normalize_squared_residuals(
-  squared_residuals: jax.Array, old_log_density: jax.Array, *, volume: float | jax.Array
+  squared_residuals: ArrayLike, old_log_density: ArrayLike, *, volume: ArrayLike
 ) -> jax.Array:
   """Squared residuals divided by an estimate of their mean over the domain, `mean(r^2 / p') / volume`.
 
@@ -184,7 +185,7 @@ def normalize_squared_residuals(
   return (wide / jnp.maximum(mean, tiny)).astype(squared_residuals.dtype)
 
 
-def log_density_and_score(log_density: Callable, points: jax.Array) -> tuple[jax.Array, jax.Array]:
+def log_density_and_score(log_density: Callable, points: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """`log p` and `grad_x log p` at points, both differentiable in what `log_density` closes over.
 
   >>> log_density_and_score(lambda x: -jnp.sum(x**2, -1), jnp.array([[1.0, 2.0]]))[1].tolist()
@@ -215,7 +216,7 @@ class OptimalAdversary(NamedTuple):
 
 
 def optimal_adversary_1d(
-  points: jax.Array, coefficients: jax.Array, *, level: float | jax.Array, smoothness: float | jax.Array
+  points: ArrayLike, coefficients: ArrayLike, *, level: ArrayLike, smoothness: ArrayLike
 ) -> OptimalAdversary:
   """The best adversary on [0, 1] of the squared residual `level + sum_j a_j cos(j pi x)`, in closed form.
 
@@ -281,7 +282,7 @@ class Derivatives(NamedTuple):
   laplacian: jax.Array
 
 
-def tanh_network_derivatives(params: Mapping[str, Mapping[str, jax.Array]], points: jax.Array) -> Derivatives:
+def tanh_network_derivatives(params: Mapping[str, Mapping[str, ArrayLike]], points: ArrayLike) -> Derivatives:
   """Value, gradient and Laplacian of a network of tanh layers, carried through the layers in one forward pass.
 
   With gradients of the parameters it is an order of magnitude faster on a CPU than nested automatic differentiation.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 from jaxreg.metrics.sizes import static_integer
@@ -41,7 +42,7 @@ class EpisodeResult(NamedTuple):
   least_estimate: jax.Array  # smallest entry of the estimated Q-functions
 
 
-def linear_mdp(features: jax.Array, measures: jax.Array, start: jax.Array) -> LinearMDP:
+def linear_mdp(features: ArrayLike, measures: ArrayLike, start: ArrayLike) -> LinearMDP:
   """The MDP with transitions `P_h(s' | s, a) = phi_h(s, a)' mu_h(s')`.
 
   >>> import jax.numpy as jnp
@@ -72,7 +73,7 @@ def linear_mdp(features: jax.Array, measures: jax.Array, start: jax.Array) -> Li
   return LinearMDP(features, jnp.einsum("hsad,hdt->hsat", features, measures), start)
 
 
-def occupancy(mdp: LinearMDP, policy: jax.Array) -> jax.Array:
+def occupancy(mdp: LinearMDP, policy: ArrayLike) -> jax.Array:
   """How often a policy visits each state and action of each layer.
 
   >>> import jax.numpy as jnp
@@ -100,7 +101,7 @@ def occupancy(mdp: LinearMDP, policy: jax.Array) -> jax.Array:
   return jnp.stack(visits)
 
 
-def policy_values(mdp: LinearMDP, losses: jax.Array, policy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def policy_values(mdp: LinearMDP, losses: ArrayLike, policy: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """A policy's expected losses to go, `Q_h(s, a)` and `V_h(s)`.
 
   >>> import jax.numpy as jnp
@@ -132,7 +133,7 @@ def policy_values(mdp: LinearMDP, losses: jax.Array, policy: jax.Array) -> tuple
   return jnp.stack(q[::-1]), jnp.stack(v[::-1])
 
 
-def best_policy_in_hindsight(mdp: LinearMDP, total_losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+def best_policy_in_hindsight(mdp: LinearMDP, total_losses: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """The policy of least total loss over many episodes; one for the sum of the losses, as transitions do not change.
 
   >>> import jax.numpy as jnp
@@ -162,7 +163,7 @@ def best_policy_in_hindsight(mdp: LinearMDP, total_losses: jax.Array) -> tuple[j
   return jnp.stack(policy[::-1]), mdp.start @ later
 
 
-def exact_visits(mdp: LinearMDP, policy: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def exact_visits(mdp: LinearMDP, policy: ArrayLike, key: jax.Array) -> tuple[jax.Array, jax.Array]:
   """All features and how often a policy visits them: what infinitely many simulated trajectories would give.
 
   >>> import jax, jax.numpy as jnp
@@ -190,7 +191,7 @@ def exact_visits(mdp: LinearMDP, policy: jax.Array, key: jax.Array) -> tuple[jax
 
 
 def simulated_visits(
-  mdp: LinearMDP, policy: jax.Array, key: jax.Array, *, trajectories: int
+  mdp: LinearMDP, policy: ArrayLike, key: jax.Array, *, trajectories: int
 ) -> tuple[jax.Array, jax.Array]:
   """Features along simulated trajectories of a policy.
 
@@ -224,16 +225,16 @@ def simulated_visits(
 
 def optimize_policy(
   mdp: LinearMDP,
-  losses: jax.Array,
+  losses: ArrayLike,
   key: jax.Array,
   *,
   leader: Callable,
   estimate: Callable,
-  ridge: float | jax.Array,
-  bonus_scale: float | jax.Array = 0.0,
+  ridge: ArrayLike,
+  bonus_scale: ArrayLike = 0.0,
   visits: Callable = exact_visits,
   observe: Callable | None = None,
-  cumulative: jax.Array | None = None,
+  cumulative: ArrayLike | None = None,
 ) -> tuple[jax.Array, EpisodeResult]:
   """Policy optimization with a simulator: in every state a regularized leader of estimated Q-functions less bonuses.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.sizes import static_integer
@@ -34,12 +35,12 @@ class _State(NamedTuple):
 
 def solve_conjugate_directions(
   matvec: Callable,
-  b: jax.Array,
+  b: ArrayLike,
   direction: Callable,
   *,
-  x0: jax.Array | None = None,
+  x0: ArrayLike | None = None,
   steps: int = 100,
-  tolerance: float | jax.Array = 1e-4,
+  tolerance: ArrayLike = 1e-4,
   orthogonalize: int = 2,
   project: Callable | None = None,
 ) -> ConjugateDirectionsResult:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.losses.spherical import SphericalStatistics
@@ -51,7 +52,7 @@ class FactoredState(NamedTuple):
 
 
 def factored_init(
-  key: jax.Array, classes: int, features: int, *, scale: float | jax.Array = 1e-3, dtype=jnp.float32
+  key: jax.Array, classes: int, features: int, *, scale: ArrayLike = 1e-3, dtype=jnp.float32
 ) -> FactoredState:
   """Normal weights, centred over the classes.
 
@@ -110,7 +111,7 @@ def factored_weights(state: FactoredState) -> jax.Array:
   return _dot(state.factor, state.mixing) + state.shift
 
 
-def factored_statistics(state: FactoredState, inputs: jax.Array, labels: jax.Array) -> SphericalStatistics:
+def factored_statistics(state: FactoredState, inputs: ArrayLike, labels: ArrayLike) -> SphericalStatistics:
   """The label's logit, the sum and the square sum of all logits: `h^T W_y`, `h^T wbar`, `h^T Q h`.
 
   It can be differentiated in the inputs; the weights are updated by `factored_sgd_step`, not by their gradient.
@@ -158,11 +159,11 @@ def _quadratic_jvp(primals, tangents):
 
 def factored_sgd_step(
   state: FactoredState,
-  inputs: jax.Array,
-  labels: jax.Array,
+  inputs: ArrayLike,
+  labels: ArrayLike,
   cotangents: SphericalStatistics,
   *,
-  learning_rate: float | jax.Array,
+  learning_rate: ArrayLike,
 ) -> tuple[FactoredState, jax.Array]:
   """The exact step `W - learning_rate * dL/dW` in factored form, and `dL/dh`.
 
@@ -244,7 +245,7 @@ def _shrunk_inverse(inverse, h, weights):
   return inverse + _dot((weights * h).T, directions), directions
 
 
-def decay_factored(state: FactoredState, *, rate: float | jax.Array) -> FactoredState:
+def decay_factored(state: FactoredState, *, rate: ArrayLike) -> FactoredState:
   """Weight decay: `W` multiplied by `1 - rate`.
 
   >>> import jax
@@ -301,9 +302,7 @@ def center_factored(state: FactoredState) -> FactoredState:
   return state._replace(shift=state.shift - mean, gram=gram, total=jnp.zeros_like(state.total))
 
 
-def stabilize_factored(
-  state: FactoredState, *, low: float | jax.Array = _LOW, high: float | jax.Array = _HIGH
-) -> FactoredState:
+def stabilize_factored(state: FactoredState, *, low: ArrayLike = _LOW, high: ArrayLike = _HIGH) -> FactoredState:
   """Sets singular values of the mixing that left [low, high] back to 1, with the same weights.
 
   Where they are up to a third of the features, that costs `O(classes * features)` for each, and nothing of this size

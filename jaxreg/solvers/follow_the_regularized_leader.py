@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -12,11 +13,11 @@ _ITERATIONS = 24
 
 
 def ftrl_log_barrier(
-  cumulative_losses: jax.Array,
+  cumulative_losses: ArrayLike,
   *,
-  learning_rate: float | jax.Array,
+  learning_rate: ArrayLike,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """The distribution `argmin_p eta <p, L> + sum_a log(1 / p_a)`, which is `p_a = 1 / (eta L_a + lambda)`.
 
@@ -47,11 +48,11 @@ def ftrl_log_barrier(
 
 
 def ftrl_entropy(
-  cumulative_losses: jax.Array,
+  cumulative_losses: ArrayLike,
   *,
-  learning_rate: float | jax.Array,
+  learning_rate: ArrayLike,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """The distribution `argmin_p eta <p, L> + sum_a p_a log(p_a)`, exponential weights `p_a ~ exp(-eta L_a)`.
 

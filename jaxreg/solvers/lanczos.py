@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -20,7 +21,7 @@ class LanczosResult(NamedTuple):
 
 
 def lanczos_decomposition(
-  matvec: Callable, start: jax.Array, *, steps: int, reorthogonalize: bool = True
+  matvec: Callable, start: ArrayLike, *, steps: int, reorthogonalize: bool = True
 ) -> LanczosResult:
   """Lanczos vectors: an orthonormal basis of the span of `start`, `A start`, `A^2 start`, … that makes A tridiagonal.
 
@@ -102,13 +103,13 @@ def ritz_pairs(result: LanczosResult) -> tuple[jax.Array, jax.Array]:
 
 def ritz_right_hand_sides(
   key: jax.Array,
-  values: jax.Array,
-  vectors: jax.Array,
+  values: ArrayLike,
+  vectors: ArrayLike,
   *,
   count: int,
   extra: int = 0,
-  low_scale: float | jax.Array = 9.0,
-  smallest: float | jax.Array = 1e-8,
+  low_scale: ArrayLike = 9.0,
+  smallest: ArrayLike = 1e-8,
 ) -> jax.Array:
   """Random combinations of Ritz vectors, of norm 1, with larger coefficients for the lower half of the spectrum.
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 
@@ -15,7 +16,7 @@ __all__ = [
 ]
 
 
-def ridge_inverse_covariance(features: jax.Array, weights: jax.Array, *, ridge: float | jax.Array) -> jax.Array:
+def ridge_inverse_covariance(features: ArrayLike, weights: ArrayLike, *, ridge: ArrayLike) -> jax.Array:
   """The inverse `(gamma I + sum_i w_i phi_i phi_i')^-1` of a regularized covariance of features.
 
   With simulated features and weights `1 / n` this is the alternative to `matrix_geometric_resampling`; with all
@@ -49,9 +50,7 @@ def ridge_inverse_covariance(features: jax.Array, weights: jax.Array, *, ridge: 
   return ((inverse + inverse.T) / 2).astype(features.dtype)
 
 
-def matrix_geometric_resampling(
-  features: jax.Array, *, ridge: float | jax.Array, step_size: float | jax.Array = 0.5
-) -> jax.Array:
+def matrix_geometric_resampling(features: ArrayLike, *, ridge: ArrayLike, step_size: ArrayLike = 0.5) -> jax.Array:
   """One estimate of `(gamma I + E[phi phi'])^-1` from a stream of features, `c sum_n prod_{i <= n} (I - c A_i)`.
 
   Here `A_i = gamma I + phi_i phi_i'` and the sum is over n from 0 to the number of samples.
@@ -92,7 +91,7 @@ def matrix_geometric_resampling(
 
 
 def linear_q_estimate(
-  features: jax.Array, inverse_covariance: jax.Array, played_features: jax.Array, loss_to_go: jax.Array
+  features: ArrayLike, inverse_covariance: ArrayLike, played_features: ArrayLike, loss_to_go: ArrayLike
 ) -> jax.Array:
   """The standard estimate `phi' S phi_played G` of a Q-function, as large as `H / gamma` in either direction.
 
@@ -122,15 +121,15 @@ def linear_q_estimate(
 
 
 def magnitude_reduced_q_estimate(
-  features: jax.Array,
-  inverse_covariance: jax.Array,
-  played_features: jax.Array,
-  loss_to_go: jax.Array,
-  reference_features: jax.Array,
-  reference_weights: jax.Array,
+  features: ArrayLike,
+  inverse_covariance: ArrayLike,
+  played_features: ArrayLike,
+  loss_to_go: ArrayLike,
+  reference_features: ArrayLike,
+  reference_weights: ArrayLike,
   *,
-  high: float | jax.Array,
-  low: float | jax.Array = 0.0,
+  high: ArrayLike,
+  low: ArrayLike = 0.0,
 ) -> jax.Array:
   """An estimate of a Q-function with the standard one's mean that is never below `-max(|low|, high) / sqrt(gamma)`.
 
@@ -179,7 +178,7 @@ def magnitude_reduced_q_estimate(
 
 
 def quadratic_bonus(
-  features: jax.Array, inverse_covariance: jax.Array, policy: jax.Array, *, scale: float | jax.Array
+  features: ArrayLike, inverse_covariance: ArrayLike, policy: ArrayLike, *, scale: ArrayLike
 ) -> jax.Array:
   """The bonus `beta (|phi(s, a)|^2_S + sum_a' pi(a' | s) |phi(s, a')|^2_S)` of a layer for what is seldom seen.
 
@@ -215,7 +214,7 @@ def quadratic_bonus(
   return (jnp.asarray(scale, dtype) * (norms + mean)).astype(features.dtype)
 
 
-def dilated_bonus(bonus: jax.Array, transitions: jax.Array, policy: jax.Array) -> jax.Array:
+def dilated_bonus(bonus: ArrayLike, transitions: ArrayLike, policy: ArrayLike) -> jax.Array:
   """Bonuses to come, each layer weighing a little more: `B_h = b_h + (1 + 1/H) E[B_{h+1}]`.
 
   >>> import jax.numpy as jnp

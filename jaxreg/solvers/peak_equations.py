@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter
 from jaxreg.solvers.adaptive_sampling import Derivatives, laplacian
@@ -26,22 +27,20 @@ class PeakEquation(NamedTuple):
   source: Callable
   expression: Callable
 
-  def operator(self, u: Callable, point: jax.Array) -> jax.Array:
+  def operator(self, u: Callable, point: ArrayLike) -> jax.Array:
     """The left-hand side of a function `u: [d] -> scalar` at a point `[d]`."""
     return self.expression(point, u(point), jax.grad(u)(point), laplacian(u)(point))
 
-  def residual(self, u: Callable, point: jax.Array) -> jax.Array:
+  def residual(self, u: Callable, point: ArrayLike) -> jax.Array:
     """`operator(u) - source` at a point `[d]`."""
     return self.operator(u, point) - self.source(point)
 
-  def residuals(self, derivatives: Derivatives, points: jax.Array) -> jax.Array:
+  def residuals(self, derivatives: Derivatives, points: ArrayLike) -> jax.Array:
     """The residuals `[n]` of a function whose derivatives at points `[n, d]` are known."""
     return jax.vmap(self.expression)(points, *derivatives) - jax.vmap(self.source)(points)
 
 
-def poisson_peak_equation(
-  *, center: Sequence[float] = (0.5, 0.5), sharpness: float | jax.Array = 1000.0
-) -> PeakEquation:
+def poisson_peak_equation(*, center: Sequence[float] = (0.5, 0.5), sharpness: ArrayLike = 1000.0) -> PeakEquation:
   """`-Laplace u = s` with the solution `exp(-sharpness |x - center|^2)`.
 
   >>> equation = poisson_peak_equation(sharpness=10.0)
@@ -71,7 +70,7 @@ def poisson_peak_equation(
 
 
 def two_peaks_equation(
-  *, centers: Sequence[Sequence[float]] = ((0.5, 0.5), (-0.5, -0.5)), sharpness: float | jax.Array = 1000.0
+  *, centers: Sequence[Sequence[float]] = ((0.5, 0.5), (-0.5, -0.5)), sharpness: ArrayLike = 1000.0
 ) -> PeakEquation:
   """`-div(u grad v) + Laplace u = s` with `v = |x|^2`, whose solution is a sum of peaks.
 
@@ -107,7 +106,7 @@ def two_peaks_equation(
   )
 
 
-def cubic_peak_equation(*, dimension: int = 10, sharpness: float | jax.Array = 10.0) -> PeakEquation:
+def cubic_peak_equation(*, dimension: int = 10, sharpness: ArrayLike = 10.0) -> PeakEquation:
   """`-Laplace u + u - u^3 = s` with the solution `exp(-sharpness |x|^2)`.
 
   >>> equation = cubic_peak_equation(dimension=3)

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 
 __all__ = ["poisson_matvec"]
 
 
-def poisson_matvec(values: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+def poisson_matvec(values: ArrayLike, *, mask: ArrayLike | None = None) -> jax.Array:
   """`2 dims u - sum of the neighbours' u`, the negative Laplacian with Dirichlet boundary, times the spacing squared.
 
   Cells outside the grid and those that `mask` removes have the value 0. The operator is symmetric and, on the cells

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.sizes import static_integer
@@ -10,9 +11,7 @@ from jaxreg.metrics.sizes import static_integer
 __all__ = ["sparse_simplex_projection"]
 
 
-def sparse_simplex_projection(
-  values: jax.Array, *, k: int, scale: float | jax.Array = 1.0, axis: int = -1
-) -> jax.Array:
+def sparse_simplex_projection(values: ArrayLike, *, k: int, scale: ArrayLike = 1.0, axis: int = -1) -> jax.Array:
   """The nearest point of a simplex with at most `k` non-zero entries, `argmin |p - values|^2`, `p >= 0, sum p = scale`.
 
   The `k` largest entries are projected onto the simplex, the others are zero; of equal entries the first are taken.

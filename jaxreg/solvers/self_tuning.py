@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -153,7 +154,7 @@ def tuning_init(space: Sequence[Hyperparameter]) -> Tuning:
   )
 
 
-def constrain_hyperparameters(space: Sequence[Hyperparameter], position: jax.Array) -> dict[str, jax.Array]:
+def constrain_hyperparameters(space: Sequence[Hyperparameter], position: ArrayLike) -> dict[str, jax.Array]:
   """Hyperparameters in their ranges: `low + (high - low) sigmoid`, `low + softplus`, `high - softplus` or the identity.
 
   >>> space = [Hyperparameter("dropout", init=0.1, low=0.0, high=1.0)]
@@ -177,7 +178,7 @@ def constrain_hyperparameters(space: Sequence[Hyperparameter], position: jax.Arr
   return {spec.name: _constrain(spec, position[..., index]) for index, spec in enumerate(space)}
 
 
-def unconstrain_hyperparameter(value: jax.Array, *, low: float = -math.inf, high: float = math.inf) -> jax.Array:
+def unconstrain_hyperparameter(value: ArrayLike, *, low: float = -math.inf, high: float = math.inf) -> jax.Array:
   """The unconstrained value that `constrain_hyperparameters` maps to `value`.
 
   >>> float(unconstrain_hyperparameter(jnp.array(0.5), low=0.0, high=1.0))
@@ -203,7 +204,7 @@ def unconstrain_hyperparameter(value: jax.Array, *, low: float = -math.inf, high
   return _unconstrain(value, low, high, jnp)
 
 
-def response_inputs(space: Sequence[Hyperparameter], position: jax.Array) -> jax.Array:
+def response_inputs(space: Sequence[Hyperparameter], position: ArrayLike) -> jax.Array:
   """What a best-response network sees of the hyperparameters.
 
   >>> space = [Hyperparameter("weight", init=1.0, low=0.0, response_input=jnp.tanh)]
@@ -257,7 +258,7 @@ def perturb_hyperparameters(
   return tuning.position + jax.nn.softplus(tuning.raw_scale) * jnp.where(own, noise, noise[:1])
 
 
-def perturbation_entropy(raw_scale: jax.Array) -> jax.Array:
+def perturbation_entropy(raw_scale: ArrayLike) -> jax.Array:
   """The entropy of the perturbation, `sum_i log(softplus(raw_scale_i) sqrt(2 pi e))`.
 
   >>> round(float(perturbation_entropy(jnp.array([0.5413]))), 3)  # standard deviation 1
@@ -291,7 +292,7 @@ def self_tuner(
   optimizer: optax.GradientTransformation,
   position_optimizer: optax.GradientTransformation,
   scale_optimizer: optax.GradientTransformation | None,
-  entropy_weight: float | jax.Array = 1e-3,
+  entropy_weight: ArrayLike = 1e-3,
   axis_name: str | None = None,
 ) -> SelfTuner:
   """Alternating optimization of a best-response network and of its hyperparameters.

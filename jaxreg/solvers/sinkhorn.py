@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -9,13 +10,13 @@ __all__ = ["sinkhorn_plan", "sinkhorn_potentials"]
 
 
 def sinkhorn_potentials(
-  cost: jax.Array,
-  row_marginal: jax.Array,
-  column_marginal: jax.Array,
+  cost: ArrayLike,
+  row_marginal: ArrayLike,
+  column_marginal: ArrayLike,
   *,
-  epsilon: float | jax.Array,
+  epsilon: ArrayLike,
   steps: int,
-  row_potential: jax.Array | None = None,
+  row_potential: ArrayLike | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Potentials of entropic transport, `min <T, C> + epsilon sum T (log T - 1)`, after `steps` alternating updates.
 
@@ -65,7 +66,7 @@ def sinkhorn_potentials(
 
 
 def sinkhorn_plan(
-  cost: jax.Array, row_marginal: jax.Array, column_marginal: jax.Array, *, epsilon: float | jax.Array, steps: int
+  cost: ArrayLike, row_marginal: ArrayLike, column_marginal: ArrayLike, *, epsilon: ArrayLike, steps: int
 ) -> jax.Array:
   """The plan `exp((f + g - C) / epsilon)` of `sinkhorn_potentials`, differentiable through its steps.
 

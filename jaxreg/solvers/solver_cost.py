@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter
 from jaxreg.extras import extra_needed
@@ -154,8 +155,8 @@ def solve_with_cost(
   saveat: diffrax.SaveAt | None = None,
   stepsize_controller: diffrax.AbstractStepSizeController | None = None,
   adjoint: diffrax.AbstractAdjoint | None = None,
-  rtol: float | jax.Array | None = None,
-  atol: float | jax.Array | None = None,
+  rtol: ArrayLike | None = None,
+  atol: ArrayLike | None = None,
   **options,
 ) -> tuple[diffrax.Solution, SolverCost]:
   """`diffrax.diffeqsolve` that also returns what the solve cost, `sum_j E_j h_j` and the like, to be differentiated.
@@ -232,9 +233,7 @@ def solve_with_cost(
   return eqx.tree_at(lambda s: s.solver_state, solution, shown, is_leaf=lambda x: x is None), cost
 
 
-def combined_cost(
-  cost: SolverCost, *, stability_size: float | jax.Array, stiffness_weight: float | jax.Array = 0.1
-) -> jax.Array:
+def combined_cost(cost: SolverCost, *, stability_size: ArrayLike, stiffness_weight: ArrayLike = 0.1) -> jax.Array:
   """Error and stiffness in one penalty, `mean_j E_j h_j + w mean_j S_j / stability_size`.
 
   >>> import jax.numpy as jnp

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.solvers.projections import check_support_size, sparse_simplex_projection
@@ -50,7 +51,7 @@ class SparseTransportResult(NamedTuple):
   history: jax.Array  # values before each step, then that of the result, [..., steps]
 
 
-def sparse_max(scores: jax.Array, *, k: int, regularization: float | jax.Array, axis: int = -1) -> jax.Array:
+def sparse_max(scores: ArrayLike, *, k: int, regularization: ArrayLike, axis: int = -1) -> jax.Array:
   """The regularized maximum `max p . s - r / 2 |p|^2` over distributions `p` with at most `k` non-zero entries.
 
   The gradient in the scores is the maximiser, `sparse_simplex_projection(s / r)`. With `k = 1` it is `max(s) - r / 2`.
@@ -103,7 +104,7 @@ def _sparse_max(k: int) -> Callable:
   return maximum
 
 
-def sparse_conjugate(scores: jax.Array, *, k: int, regularization: float | jax.Array, axis: int = -1) -> jax.Array:
+def sparse_conjugate(scores: ArrayLike, *, k: int, regularization: ArrayLike, axis: int = -1) -> jax.Array:
   """The conjugate `max t . s - gamma / 2 |t|^2` over `t >= 0` with at most `k` non-zero entries.
 
   It is the sum of `max(s_i, 0)^2` over the `k` largest entries over `2 gamma`; its gradient is the maximiser.
@@ -137,13 +138,13 @@ def sparse_conjugate(scores: jax.Array, *, k: int, regularization: float | jax.A
 
 
 def sparse_transport_semidual(
-  row_potential: jax.Array,
-  cost: jax.Array,
-  row_marginal: jax.Array,
-  column_marginal: jax.Array,
+  row_potential: ArrayLike,
+  cost: ArrayLike,
+  row_marginal: ArrayLike,
+  column_marginal: ArrayLike,
   *,
   k: int,
-  regularization: float | jax.Array,
+  regularization: ArrayLike,
 ) -> jax.Array:
   """The semi-dual `alpha . a - sum_j b_j max_j(alpha - c_j)`, to be maximised; `max_j` is `sparse_max` at `gamma b_j`.
 
@@ -180,12 +181,12 @@ def sparse_transport_semidual(
 
 
 def sparse_transport_plan(
-  row_potential: jax.Array,
-  cost: jax.Array,
-  column_marginal: jax.Array,
+  row_potential: ArrayLike,
+  cost: ArrayLike,
+  column_marginal: ArrayLike,
   *,
   k: int,
-  regularization: float | jax.Array,
+  regularization: ArrayLike,
 ) -> jax.Array:
   """The plan of a row potential, `t_j = b_j sparse_simplex_projection((alpha - c_j) / (gamma b_j))`.
 
@@ -221,14 +222,14 @@ def sparse_transport_plan(
 
 
 def sparse_transport_dual(
-  row_potential: jax.Array,
-  column_potential: jax.Array,
-  cost: jax.Array,
-  row_marginal: jax.Array,
-  column_marginal: jax.Array,
+  row_potential: ArrayLike,
+  column_potential: ArrayLike,
+  cost: ArrayLike,
+  row_marginal: ArrayLike,
+  column_marginal: ArrayLike,
   *,
   k: int,
-  regularization: float | jax.Array,
+  regularization: ArrayLike,
 ) -> jax.Array:
   """The dual `alpha . a + beta . b - sum_j sparse_conjugate(alpha + beta_j - c_j)`, to be maximised.
 
@@ -268,16 +269,16 @@ def sparse_transport_dual(
 
 
 def solve_sparse_transport(
-  cost: jax.Array,
-  row_marginal: jax.Array,
-  column_marginal: jax.Array,
+  cost: ArrayLike,
+  row_marginal: ArrayLike,
+  column_marginal: ArrayLike,
   *,
   k: int,
-  regularization: float | jax.Array = 1.0,
+  regularization: ArrayLike = 1.0,
   steps: int = 2000,
-  tolerance: float | jax.Array = 1e-3,
+  tolerance: ArrayLike = 1e-3,
   optimizer: optax.GradientTransformation | None = None,
-  row_potential: jax.Array | None = None,
+  row_potential: ArrayLike | None = None,
 ) -> SparseTransportResult:
   """Maximises the semi-dual, `sparse_transport_semidual`, by first-order steps; returns the best potential found.
 
@@ -341,16 +342,16 @@ def solve_sparse_transport(
 
 
 def repair_sparse_transport(
-  cost: jax.Array,
-  row_marginal: jax.Array,
-  column_marginal: jax.Array,
-  row_potential: jax.Array,
+  cost: ArrayLike,
+  row_marginal: ArrayLike,
+  column_marginal: ArrayLike,
+  row_potential: ArrayLike,
   *,
   k: int,
-  regularization: float | jax.Array = 1.0,
+  regularization: ArrayLike = 1.0,
   extra: int = 1,
   steps: int = 2000,
-  tolerance: float | jax.Array = 1e-3,
+  tolerance: ArrayLike = 1e-3,
 ) -> SparseTransportResult:
   """A plan with the rows' masses, near a maximiser of the semi-dual at a kink, with `extra` more non-zeros per column.
 
@@ -397,14 +398,14 @@ def repair_sparse_transport(
 
 
 def solve_sparse_transport_dual(
-  cost: jax.Array,
-  row_marginal: jax.Array,
-  column_marginal: jax.Array,
+  cost: ArrayLike,
+  row_marginal: ArrayLike,
+  column_marginal: ArrayLike,
   *,
   k: int,
-  regularization: float | jax.Array = 1.0,
+  regularization: ArrayLike = 1.0,
   steps: int = 2000,
-  tolerance: float | jax.Array = 1e-3,
+  tolerance: ArrayLike = 1e-3,
   optimizer: optax.GradientTransformation | None = None,
 ) -> SparseTransportResult:
   """Maximises the dual, `sparse_transport_dual`, by first-order steps.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.experimental import jet
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 from jaxreg.metrics.sizes import static_integer
@@ -12,7 +13,7 @@ from jaxreg.metrics.sizes import static_integer
 __all__ = ["solution_derivative"]
 
 
-def solution_derivative(vector_field: Callable, t, y: jax.Array, args=None, *, order: int) -> jax.Array:
+def solution_derivative(vector_field: Callable, t, y: ArrayLike, args=None, *, order: int) -> jax.Array:
   """The derivative `d^K y / dt^K` of the solution of `dy/dt = f(t, y, args)` through a point.
 
   The integral of its squared norm along a solution is small when a solver of order `K` can take large steps: integrate

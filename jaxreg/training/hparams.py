@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.training.task import Task
 
@@ -14,7 +15,7 @@ __all__ = ["check_domains", "columns", "grid", "merge"]
 _KINDS = "biufc"
 
 
-def grid(**values: Sequence) -> dict[str, np.ndarray]:
+def grid(**values: Sequence | ArrayLike) -> dict[str, np.ndarray]:
   """All combinations of hyperparameter values, as equally long arrays.
 
   >>> grid(learning_rate=[0.1, 0.2], weight=[1.0, 2.0, 3.0])["weight"].tolist()
@@ -43,7 +44,7 @@ def merge(task: Task, hparams: Mapping[str, Any] | None = None) -> dict[str, np.
   return {name: value[0] for name, value in values.items()}
 
 
-def columns(task: Task, points: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+def columns(task: Task, points: Mapping[str, Sequence | ArrayLike]) -> dict[str, np.ndarray]:
   """Every hyperparameter of the task at every point, `[points]` each.
 
   Raises:

@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.training.task import Task, TrainState
 
 __all__ = ["batch_ids", "run_chunk"]
 
 
-def batch_ids(key: jax.Array, first_step: jax.Array, *, steps: int, examples: int, batch_size: int) -> jax.Array:
+def batch_ids(key: jax.Array, first_step: ArrayLike, *, steps: int, examples: int, batch_size: int) -> jax.Array:
   """The examples of some consecutive steps: every epoch is a new permutation, its incomplete last batch dropped.
 
   Args:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 
 from jaxreg.data.names import check_file_name
 from jaxreg.extras import extra_needed
@@ -103,9 +104,9 @@ class SweepResult(NamedTuple):
 
 def sweep(
   task: Task,
-  points: Mapping[str, Sequence],
+  points: Mapping[str, Sequence | ArrayLike],
   *,
-  seeds: Sequence[int],
+  seeds: Iterable[int],
   steps: int,
   eval_every: int | None = None,
   engine: str = "auto",

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter, check_same_shape
 
@@ -15,7 +16,7 @@ def orthogonalize_gradients(
   *,
   per_leaf: bool = True,
   renormalize: bool = True,
-  eps: float | jax.Array = 1e-30,
+  eps: ArrayLike = 1e-30,
   axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Removes from the gradient its component along the weights, `o = g - <w, g> / (<w, w> + eps) w`.
@@ -86,7 +87,7 @@ def orthogonal(
   *,
   per_leaf: bool = True,
   renormalize: bool = True,
-  eps: float | jax.Array = 1e-30,
+  eps: ArrayLike = 1e-30,
   axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`base_optimizer` fed with orthogonalized gradients: `chain(orthogonalize_gradients(...), base_optimizer)`.

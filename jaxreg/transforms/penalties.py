@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter, check_same_shape
 
@@ -19,7 +20,7 @@ class PenalizeState(NamedTuple):
 
 
 def penalize(
-  penalty: Callable[[optax.Params], jax.Array], weight: float | jax.Array | optax.Schedule
+  penalty: Callable[[optax.Params], jax.Array], weight: ArrayLike | optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
   """Adds the gradient of a penalty to the updates, `u + weight * grad penalty(params)`.
 

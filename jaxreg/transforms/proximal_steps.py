@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter, check_same_shape
 from jaxreg.regularizers.groups import resolve_groups, scale_groups, sum_groups
@@ -20,7 +21,7 @@ class ProximalState(NamedTuple):
 
 
 def proximal(
-  prox: Callable | optax.Params, learning_rate: float | jax.Array | optax.Schedule
+  prox: Callable | optax.Params, learning_rate: ArrayLike | optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
   """Ends an optimizer's step with a proximal one, `p <- prox(p + v, learning_rate)` for the update `v`.
 
@@ -86,7 +87,7 @@ def proximal(
 
 
 def half_space_projection(
-  kinds: str | Callable | optax.Params, *, epsilon: float | jax.Array = 0.0, axis_name: str | None = None
+  kinds: str | Callable | optax.Params, *, epsilon: ArrayLike = 0.0, axis_name: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
   """Zeroes every group whose step leaves its half-space, `<p_j + v_j, p_j> < epsilon ||p_j||^2`.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter, check_same_shape
 from jaxreg.layers.weight_compander import (
@@ -43,8 +44,8 @@ def compand_weights(
   optimizer: optax.GradientTransformation,
   scale_optimizer: optax.GradientTransformation | None = None,
   *,
-  deviations: float | jax.Array = 1.5,
-  slope: float | jax.Array = 1.0,
+  deviations: ArrayLike = 1.5,
+  slope: ArrayLike = 1.0,
   select: Callable[[str, jax.Array], bool] = is_kernel,
   in_axes: Callable[[str, jax.Array], tuple[int, ...]] = input_axes,
   curve: Curve = ARCTAN,
