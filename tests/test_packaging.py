@@ -29,6 +29,7 @@ NOT_IMPORTED = {
   "importlib-resources": "imported by tensorflow-datasets, which does not declare it",
   "ipykernel": "runs notebooks",
   "jupyterlab": "shows notebooks",
+  "pyright": "a command",
   "pytest-xdist": "a plugin of pytest",
   "ruff": "a command",
 }

@@ -15,7 +15,7 @@ _NORMS = ("linf", "l2")
 
 
 def fgsm(
-  loss_of_inputs: Callable[[jax.Array], jax.Array],
+  loss_of_inputs: Callable[[jax.Array], ArrayLike],
   inputs: ArrayLike,
   *,
   radius: ArrayLike,
@@ -53,7 +53,7 @@ def fgsm(
 
 
 def pgd(
-  loss_of_inputs: Callable[[jax.Array], jax.Array],
+  loss_of_inputs: Callable[[jax.Array], ArrayLike],
   inputs: ArrayLike,
   key: jax.Array,
   *,

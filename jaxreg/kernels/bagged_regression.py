@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -19,7 +20,7 @@ __all__ = [
 
 
 def interpolated_ridge(
-  features: jax.Array, bag_means: jax.Array, *, rho: float | jax.Array, ridge: float | jax.Array = 0.0
+  features: ArrayLike, bag_means: ArrayLike, *, rho: ArrayLike, ridge: ArrayLike = 0.0
 ) -> jax.Array:
   """The linear predictor that minimises the mean `interpolated_bag_squared_loss` plus `ridge |theta|^2`.
 
@@ -84,7 +85,7 @@ def _least_squares(rows, right):
   return jax.lax.cond(good, lambda: normal(safe), lambda: jnp.linalg.lstsq(rows, right)[0])
 
 
-def aggregate_fixed_point(aspect: float | jax.Array, bag_size: float | jax.Array, rho: float | jax.Array) -> jax.Array:
+def aggregate_fixed_point(aspect: ArrayLike, bag_size: ArrayLike, rho: ArrayLike) -> jax.Array:
   """The positive G with `delta = G / (1 + G) + (k - 1) rho G / (1 + rho G)`, `delta = k aspect`, of the risk's limit.
 
   It is infinite at `rho = 0` with `delta >= 1`.
@@ -121,12 +122,12 @@ def aggregate_fixed_point(aspect: float | jax.Array, bag_size: float | jax.Array
 
 
 def aggregate_risk(
-  aspect: float | jax.Array,
-  bag_size: float | jax.Array,
-  rho: float | jax.Array,
+  aspect: ArrayLike,
+  bag_size: ArrayLike,
+  rho: ArrayLike,
   *,
-  noise: float | jax.Array = 1.0,
-  signal: float | jax.Array = 1.0,
+  noise: ArrayLike = 1.0,
+  signal: ArrayLike = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Squared bias and variance of `interpolated_ridge` as examples and dimensions grow in proportion.
 
@@ -171,9 +172,7 @@ def aggregate_risk(
   return signal * bias, noise * variance
 
 
-def effective_noise(
-  noise: float | jax.Array, *, clip: float | jax.Array, epsilon: float | jax.Array, bag_size: float | jax.Array
-) -> jax.Array:
+def effective_noise(noise: ArrayLike, *, clip: ArrayLike, epsilon: ArrayLike, bag_size: ArrayLike) -> jax.Array:
   """The variance of single responses that acts like the Laplace noise on bag means: `noise + 8 clip^2 / (k epsilon^2)`.
 
   Clipping itself is taken to change nothing.
@@ -203,11 +202,11 @@ def effective_noise(
 
 
 def optimal_rho(
-  aspect: float | jax.Array,
-  bag_size: float | jax.Array,
+  aspect: ArrayLike,
+  bag_size: ArrayLike,
   *,
-  noise: float | jax.Array = 1.0,
-  signal: float | jax.Array = 1.0,
+  noise: ArrayLike = 1.0,
+  signal: ArrayLike = 1.0,
   low: float = 1e-6,
   high: float = 1e3,
 ) -> jax.Array:
@@ -248,14 +247,14 @@ def optimal_rho(
 
 
 def optimal_bag_size(
-  aspect: float | jax.Array,
+  aspect: ArrayLike,
   *,
-  rho: float | jax.Array,
-  clip: float | jax.Array,
-  epsilon: float | jax.Array,
+  rho: ArrayLike,
+  clip: ArrayLike,
+  epsilon: ArrayLike,
   largest: int,
-  noise: float | jax.Array = 1.0,
-  signal: float | jax.Array = 1.0,
+  noise: ArrayLike = 1.0,
+  signal: ArrayLike = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """The bag size in 1 … `largest` with the least risk under label privacy, at a fixed number of examples.
 
@@ -290,12 +289,12 @@ def optimal_bag_size(
 
 
 def optimal_instance_bag_size(
-  aspect: float | jax.Array,
+  aspect: ArrayLike,
   *,
-  clip: float | jax.Array,
-  epsilon: float | jax.Array,
-  noise: float | jax.Array = 1.0,
-  signal: float | jax.Array = 1.0,
+  clip: ArrayLike,
+  epsilon: ArrayLike,
+  noise: ArrayLike = 1.0,
+  signal: ArrayLike = 1.0,
 ) -> jax.Array:
   """The bag size at which the instance-level risk under label privacy is stationary, a real number not clipped to 1.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -68,12 +69,12 @@ class CommitteeSpectrum(NamedTuple):
 
 
 def committee(
-  weights: jax.Array,
-  inputs: jax.Array,
+  weights: ArrayLike,
+  inputs: ArrayLike,
   *,
-  output_scale: float | jax.Array = 1.0,
-  curvature: float | jax.Array = 1.0,
-  initial_weights: jax.Array | None = None,
+  output_scale: ArrayLike = 1.0,
+  curvature: ArrayLike = 1.0,
+  initial_weights: ArrayLike | None = None,
 ) -> jax.Array:
   """The committee machine `f(x) = (a / N) sum_i phi(w_i . x)` with `phi(h) = h + (c / 2) h^2`.
 
@@ -116,7 +117,7 @@ def committee(
   return (output_scale * outputs).astype(jnp.result_type(inputs))
 
 
-def committee_statistics(weights: jax.Array, *, initial_weights: jax.Array | None = None) -> CommitteeStatistics:
+def committee_statistics(weights: ArrayLike, *, initial_weights: ArrayLike | None = None) -> CommitteeStatistics:
   """Mean and second moment of the neurons, by which `f(x) = a mean . x + (a c / 2) x^T M x`.
 
   >>> import jax.numpy as jnp
@@ -149,10 +150,10 @@ def committee_statistics(weights: jax.Array, *, initial_weights: jax.Array | Non
 
 def committee_risk(
   statistics: CommitteeStatistics,
-  teacher: jax.Array,
+  teacher: ArrayLike,
   *,
-  output_scale: float | jax.Array = 1.0,
-  curvature: float | jax.Array = 1.0,
+  output_scale: ArrayLike = 1.0,
+  curvature: ArrayLike = 1.0,
 ) -> CommitteeRisk:
   """The population risk `E (y - f)^2` for the teacher `y = (beta . x)^2 / 2`, in closed form and in three terms.
 
@@ -192,7 +193,7 @@ def committee_risk(
 
 
 def committee_ntk(
-  inputs1: jax.Array, inputs2: jax.Array, statistics: CommitteeStatistics, *, curvature: float | jax.Array = 1.0
+  inputs1: ArrayLike, inputs2: ArrayLike, statistics: CommitteeStatistics, *, curvature: ArrayLike = 1.0
 ) -> jax.Array:
   """The neural tangent kernel `(N / a^2) sum_i grad_i f(x) . grad_i f(x')` of the network as it stands.
 
@@ -230,7 +231,7 @@ def committee_ntk(
 
 
 def committee_initial_ntk(
-  inputs1: jax.Array, inputs2: jax.Array, *, curvature: float | jax.Array = 1.0
+  inputs1: ArrayLike, inputs2: ArrayLike, *, curvature: ArrayLike = 1.0
 ) -> jax.Array:  # fmt: skip
   """The neural tangent kernel of the infinitely wide network with standard normal weights, `x.x' + c^2 (x.x')^2`.
 
@@ -258,7 +259,7 @@ def committee_initial_ntk(
   return (inner + jnp.square(curvature * inner)).astype(dtype)
 
 
-def committee_spectrum(features: int, *, curvature: float | jax.Array = 1.0) -> CommitteeSpectrum:
+def committee_spectrum(features: int, *, curvature: ArrayLike = 1.0) -> CommitteeSpectrum:
   """Eigenvalues of `committee_initial_ntk` for inputs from `N(0, I / D)`: `1/D`, `2 c^2/D^2`, `(c^2/D) (1 + 2/D)`.
 
   Kernel regression learns the quadratic teacher when the number of examples reaches the inverse of the second.
@@ -288,7 +289,7 @@ def committee_spectrum(features: int, *, curvature: float | jax.Array = 1.0) -> 
 
 
 def committee_alignment(
-  statistics: CommitteeStatistics, teacher: jax.Array, *, curvature: float | jax.Array = 1.0
+  statistics: CommitteeStatistics, teacher: ArrayLike, *, curvature: ArrayLike = 1.0
 ) -> jax.Array:
   """The population alignment of kernel and teacher, `E y K y' = (c^2 / 4 D^4) (|b|^4 tr M + 8 |b|^2 b^T M b)`.
 

@@ -14,6 +14,7 @@ networks that end in `flatten` those of equal positions, `[inputs1, inputs2, hei
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.infinite_width import KernelState, with_diagonal
@@ -32,7 +33,7 @@ __all__ = [
 PADDINGS = {"zero": "constant", "circular": "wrap"}
 
 
-def image_state(images1: jax.Array, images2: jax.Array | None = None) -> KernelState:
+def image_state(images1: ArrayLike, images2: ArrayLike | None = None) -> KernelState:
   """The state of images with covariances of all pairs of positions, `x_p . x'_q / channels`.
 
   >>> import jax.numpy as jnp
@@ -60,7 +61,7 @@ def image_state(images1: jax.Array, images2: jax.Array | None = None) -> KernelS
   return _state(images1, images2, between, "nhwc,nijc->nhiwj")
 
 
-def pixel_state(images1: jax.Array, images2: jax.Array | None = None) -> KernelState:
+def pixel_state(images1: ArrayLike, images2: ArrayLike | None = None) -> KernelState:
   """The state of images with covariances of equal positions only, `x_p . x'_p / channels`.
 
   >>> import jax.numpy as jnp
@@ -106,7 +107,7 @@ def _state(images1, images2, between, within):
   return KernelState(covariance, variance1, variance2, jnp.zeros_like(covariance))
 
 
-def image_patches(images: jax.Array, *, size: int, stride: int = 1, padding: str = "zero") -> jax.Array:
+def image_patches(images: ArrayLike, *, size: int, stride: int = 1, padding: str = "zero") -> jax.Array:
   """The windows that a convolution sees, as channels: a first convolution is a dense layer on them.
 
   `dense(image_state(image_patches(x, size=3)))` equals `convolution(image_state(x), size=3)`, but window sums are
@@ -156,8 +157,8 @@ def convolution(
   size: int,
   stride: int = 1,
   padding: str = "zero",
-  weight_variance: float | jax.Array = 1.0,
-  bias_variance: float | jax.Array = 0.0,
+  weight_variance: ArrayLike = 1.0,
+  bias_variance: ArrayLike = 0.0,
 ) -> KernelState:
   """A convolution in NTK parameterization, with weights of variance `weight_variance / (size^2 channels)`.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.dual_activations import DualActivation, check_dual, hermite_dual, normalize_dual, sine_dual
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-def sphere_gram(inputs1: jax.Array, inputs2: jax.Array | None = None) -> jax.Array:
+def sphere_gram(inputs1: ArrayLike, inputs2: ArrayLike | None = None) -> jax.Array:
   """Inner products of the inputs scaled to unit norm, within [-1, 1].
 
   >>> import jax.numpy as jnp
@@ -66,7 +67,7 @@ def _unit(inputs):
   return scaled / jnp.sqrt(jnp.where(square > 0, square, 1))
 
 
-def deep_nngp(correlation: jax.Array, *, depth: int, dual: DualActivation) -> jax.Array:
+def deep_nngp(correlation: ArrayLike, *, depth: int, dual: DualActivation) -> jax.Array:
   """The NNGP kernel on the sphere, the dual iterated `depth` times: `S_0 = xi`, `S_l = dual(S_(l-1))`.
 
   >>> import jax.numpy as jnp
@@ -91,7 +92,7 @@ def deep_nngp(correlation: jax.Array, *, depth: int, dual: DualActivation) -> ja
   return jax.lax.fori_loop(0, depth, step, value)
 
 
-def deep_ntk(correlation: jax.Array, *, depth: int, dual: DualActivation) -> jax.Array:
+def deep_ntk(correlation: ArrayLike, *, depth: int, dual: DualActivation) -> jax.Array:
   """The neural tangent kernel on the sphere: `K_0 = xi`, `K_l = S_l + K_(l-1) dual'(S_(l-1))`.
 
   >>> import jax.numpy as jnp
@@ -133,7 +134,7 @@ def _start(correlation, depth, dual):
 
 
 def log_deep_kernels(
-  log_correlation: jax.Array, *, depth: int, coefficients: Sequence[float]
+  log_correlation: ArrayLike, *, depth: int, coefficients: Sequence[float]
 ) -> tuple[jax.Array, jax.Array]:
   """Logarithms of the NNGP and the neural tangent kernel on the sphere, for a Hermite expansion, without underflow.
 
@@ -188,7 +189,7 @@ def _log_series(log_x, weights):
   return jnp.where(log_x > -0.5, close, far)
 
 
-def koenigs(correlation: jax.Array, dual: DualActivation, *, iterations: int = 200) -> jax.Array:
+def koenigs(correlation: ArrayLike, dual: DualActivation, *, iterations: int = 200) -> jax.Array:
   """The singular kernel `psi(xi) = lim_L dual^(L)(xi) / dual'(0)^L` of infinite depth, for `dual(0) = 0 < dual'(0)`.
 
   It solves `psi(dual(xi)) = dual'(0) psi(xi)` with `psi'(0) = 1`, and behaves like `(1 - xi)^(-a / 2)` near 1, `a`
@@ -324,7 +325,7 @@ def optimal_coefficients(dimension: int) -> list[float]:
   return [0.0, edge, math.sqrt(1 - 2 ** (1 - dimension / 2)), edge]
 
 
-def sine_sphere_dual(q: float | jax.Array) -> DualActivation:
+def sine_sphere_dual(q: ArrayLike) -> DualActivation:
   """The normalized sine `sin(sqrt(q) z) / sqrt(exp(-q) sinh q)` with the dual `sinh(q xi) / sinh q`.
 
   >>> round(float(singularity_exponent(sine_sphere_dual(2.676))), 3)

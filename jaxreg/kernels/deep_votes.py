@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.deep_limits import koenigs
@@ -10,7 +11,7 @@ from jaxreg.kernels.dual_activations import DualActivation
 __all__ = ["hilbert_vote", "majority_vote", "nearest_neighbor_vote", "singular_vote"]
 
 
-def singular_vote(correlation: jax.Array, targets: jax.Array, dual: DualActivation, *, iterations: int = 200):
+def singular_vote(correlation: ArrayLike, targets: ArrayLike, dual: DualActivation, *, iterations: int = 200):
   """The mean of the training targets weighted by `koenigs` kernels, the limit of infinite depth for `"singular"`.
 
   >>> import jax.numpy as jnp
@@ -41,7 +42,7 @@ def singular_vote(correlation: jax.Array, targets: jax.Array, dual: DualActivati
   return _weighted(jnp.where(none, jnp.finfo(kernel.dtype).min, log_kernel), targets)
 
 
-def hilbert_vote(correlation: jax.Array, targets: jax.Array, *, exponent: float | jax.Array) -> jax.Array:
+def hilbert_vote(correlation: ArrayLike, targets: ArrayLike, *, exponent: ArrayLike) -> jax.Array:
   """The Hilbert estimate, the mean of the training targets weighted by `|x - x_i|^-exponent`.
 
   >>> import jax.numpy as jnp
@@ -79,7 +80,7 @@ def _weighted(log_weights, targets):
   return jnp.matmul(weights.astype(log_weights.dtype), targets, precision="highest")
 
 
-def nearest_neighbor_vote(correlation: jax.Array, targets: jax.Array) -> jax.Array:
+def nearest_neighbor_vote(correlation: ArrayLike, targets: ArrayLike) -> jax.Array:
   """The target of the nearest training input, the limit of infinite depth for `"1nn"`.
 
   >>> import jax.numpy as jnp
@@ -105,7 +106,7 @@ def nearest_neighbor_vote(correlation: jax.Array, targets: jax.Array) -> jax.Arr
   return jnp.where(unknown, jnp.nan, votes)
 
 
-def majority_vote(correlation: jax.Array, targets: jax.Array) -> jax.Array:
+def majority_vote(correlation: ArrayLike, targets: ArrayLike) -> jax.Array:
   """The mean training target for every input, the limit of infinite depth for `"majority"`.
 
   >>> import jax.numpy as jnp

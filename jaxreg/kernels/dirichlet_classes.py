@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -12,7 +13,7 @@ __all__ = ["dirichlet_sphere", "dirichlet_sphere_log_odds"]
 
 
 def dirichlet_sphere(
-  key: jax.Array, count: int, *, concentrations: Sequence[Sequence[float]] | jax.Array, prior: float | jax.Array = 0.4
+  key: jax.Array, count: int, *, concentrations: ArrayLike | Sequence[Sequence[float]], prior: ArrayLike = 0.4
 ) -> tuple[jax.Array, jax.Array]:
   """Inputs on the unit sphere, Dirichlet samples divided by their norm, and their classes.
 
@@ -47,7 +48,7 @@ def dirichlet_sphere(
 
 
 def dirichlet_sphere_log_odds(
-  inputs: jax.Array, *, concentrations: Sequence[Sequence[float]] | jax.Array, prior: float | jax.Array = 0.4
+  inputs: ArrayLike, *, concentrations: ArrayLike | Sequence[Sequence[float]], prior: ArrayLike = 0.4
 ) -> jax.Array:
   """The log-odds of class 1 given an input of `dirichlet_sphere`; the Bayes rule is its sign.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter
 from jaxreg.metrics.norms import safe_sqrt
@@ -156,7 +157,7 @@ def relu_dual() -> DualActivation:
   return _piecewise_linear(jax.nn.relu, 0.0, 1.0)
 
 
-def leaky_relu_dual(*, negative_slope: float | jax.Array = 0.01) -> DualActivation:
+def leaky_relu_dual(*, negative_slope: ArrayLike = 0.01) -> DualActivation:
   """The dual of `max(x, 0) + negative_slope min(x, 0)`.
 
   >>> round(float(leaky_relu_dual(negative_slope=0.5).covariance(1.0)), 4)
@@ -286,7 +287,7 @@ def gelu_dual() -> DualActivation:
   return _dual(lambda x: jax.nn.gelu(x, approximate=False), covariance, derivative)
 
 
-def sine_dual(*, frequency: float | jax.Array = 1.0, phase: float | jax.Array = 0.0) -> DualActivation:
+def sine_dual(*, frequency: ArrayLike = 1.0, phase: ArrayLike = 0.0) -> DualActivation:
   """The dual of `sin(frequency x + phase)`, for frequency 1 `exp(-(a + b) / 2) (sinh c + sin(phase)^2 exp(-c))`.
 
   >>> round(float(sine_dual().covariance(1.0)), 4)
@@ -325,7 +326,7 @@ def sine_dual(*, frequency: float | jax.Array = 1.0, phase: float | jax.Array = 
   return _dual(activation, covariance, derivative)
 
 
-def cosine_dual(*, frequency: float | jax.Array = 1.0) -> DualActivation:
+def cosine_dual(*, frequency: ArrayLike = 1.0) -> DualActivation:
   """The dual of `cos(frequency x)`, for frequency 1 `exp(-(a + b) / 2) cosh(c)`.
 
   >>> round(float(cosine_dual().covariance(1.0)), 4)
@@ -345,7 +346,7 @@ def cosine_dual(*, frequency: float | jax.Array = 1.0) -> DualActivation:
   return sine_dual(frequency=frequency, phase=math.pi / 2)
 
 
-def exponential_dual(*, rate: float | jax.Array = 1.0) -> DualActivation:
+def exponential_dual(*, rate: ArrayLike = 1.0) -> DualActivation:
   """The dual of `exp(rate x)`: `exp(rate^2 (a + b + 2 c) / 2)`.
 
   >>> round(float(exponential_dual().covariance(-1.0)), 4)
@@ -368,7 +369,7 @@ def exponential_dual(*, rate: float | jax.Array = 1.0) -> DualActivation:
   return _dual(lambda x: jnp.exp(rate * x), covariance, derivative)
 
 
-def gaussian_dual(*, rate: float | jax.Array = 0.5) -> DualActivation:
+def gaussian_dual(*, rate: ArrayLike = 0.5) -> DualActivation:
   """The dual of `exp(-rate x^2)`: `1 / sqrt(D)` with `D = (1 + 2 rate a) (1 + 2 rate b) - 4 rate^2 c^2`.
 
   >>> round(float(gaussian_dual().covariance(1.0)), 4)

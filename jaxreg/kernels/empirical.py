@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.kernels.gram import tiled_gram
 
@@ -13,7 +14,7 @@ __all__ = ["empirical_ntk", "ntk_by_jacobians", "ntk_by_vector_products"]
 
 
 def empirical_ntk(
-  function: Callable, params: Any, inputs1: jax.Array, inputs2: jax.Array | None = None, *, tile: int | None = None
+  function: Callable, params: Any, inputs1: ArrayLike, inputs2: ArrayLike | None = None, *, tile: int | None = None
 ) -> jax.Array:
   """The empirical tangent kernel, by the cheaper of Jacobian contraction and vector products.
 
@@ -74,7 +75,7 @@ def _operations(function, params, inputs, size):
 
 
 def ntk_by_jacobians(
-  function: Callable, params: Any, inputs1: jax.Array, inputs2: jax.Array | None = None
+  function: Callable, params: Any, inputs1: ArrayLike, inputs2: ArrayLike | None = None
 ) -> jax.Array:
   """The empirical tangent kernel by contraction of Jacobians: best for few parameters or expensive networks.
 
@@ -116,7 +117,7 @@ def _dtype(leaf):
 
 
 def ntk_by_vector_products(
-  function: Callable, params: Any, inputs1: jax.Array, inputs2: jax.Array | None = None
+  function: Callable, params: Any, inputs1: ArrayLike, inputs2: ArrayLike | None = None
 ) -> jax.Array:
   """The empirical tangent kernel by products: the gradient of one output, pushed forward through all other inputs.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.classification import predicted_classes
@@ -41,7 +42,7 @@ class Eigensystem(NamedTuple):
   vectors: jax.Array
 
 
-def kernel_eigensystem(gram: jax.Array) -> Eigensystem:
+def kernel_eigensystem(gram: ArrayLike) -> Eigensystem:
   """The eigendecomposition of a Gram matrix; what rounding made negative is zero.
 
   >>> import jax.numpy as jnp
@@ -78,7 +79,7 @@ def _check_rows(name, array, count):
 
 
 def gradient_flow_coefficients(
-  eigensystem: Eigensystem, residuals: jax.Array, *, time: float | jax.Array, ridge: float | jax.Array = 0.0
+  eigensystem: Eigensystem, residuals: ArrayLike, *, time: ArrayLike, ridge: ArrayLike = 0.0
 ) -> jax.Array:
   """Coefficients after gradient flow: `c = (K + ridge)^-1 (1 - exp(-(K + ridge) time)) residuals`.
 
@@ -123,11 +124,11 @@ def _flow_filter(rates, time):
 
 def gradient_descent_coefficients(
   eigensystem: Eigensystem,
-  residuals: jax.Array,
+  residuals: ArrayLike,
   *,
-  steps: float | jax.Array,
-  learning_rate: float | jax.Array,
-  ridge: float | jax.Array = 0.0,
+  steps: ArrayLike,
+  learning_rate: ArrayLike,
+  ridge: ArrayLike = 0.0,
 ) -> jax.Array:
   """Coefficients after gradient descent: `c = (K + ridge)^-1 (1 - (1 - learning_rate (K + ridge))^steps) residuals`.
 
@@ -191,7 +192,7 @@ def _filtered(eigensystem, residuals, ridge, of):
   return rotate(vectors, (of(rates) * components.T).T)
 
 
-def kernel_regression(gram: jax.Array, targets: jax.Array, *, ridge: float | jax.Array = 0.0) -> jax.Array:
+def kernel_regression(gram: ArrayLike, targets: ArrayLike, *, ridge: ArrayLike = 0.0) -> jax.Array:
   """Coefficients `c = (K + ridge)^-1 targets` of kernel (ridge) regression, by Cholesky factorization.
 
   >>> import jax.numpy as jnp
@@ -221,7 +222,7 @@ def kernel_regression(gram: jax.Array, targets: jax.Array, *, ridge: float | jax
   return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix, lower=True), targets.astype(dtype))
 
 
-def class_targets(labels: jax.Array, *, num_classes: int, dtype=jnp.float32) -> jax.Array:
+def class_targets(labels: ArrayLike, *, num_classes: int, dtype=jnp.float32) -> jax.Array:
   """Regression targets of classes: one-hot less `1 / num_classes`, so that they sum to zero over the classes.
 
   >>> import jax.numpy as jnp
@@ -248,7 +249,7 @@ def class_targets(labels: jax.Array, *, num_classes: int, dtype=jnp.float32) -> 
   return jax.nn.one_hot(labels, num_classes, dtype=dtype) - jnp.asarray(1 / num_classes, dtype)
 
 
-def kernel_classify(cross: jax.Array, coefficients: jax.Array) -> jax.Array:
+def kernel_classify(cross: ArrayLike, coefficients: ArrayLike) -> jax.Array:
   """Classes predicted by kernel regression on `class_targets`, or signs (+1 at zero) for targets of one output.
 
   >>> import jax.numpy as jnp

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 
 from jaxreg.kernels.infinite_width import KernelState
 from jaxreg.metrics.sizes import static_integer
@@ -15,8 +16,8 @@ __all__ = ["tiled_gram"]
 
 def tiled_gram(
   kernel: Callable,
-  inputs1: jax.Array,
-  inputs2: jax.Array | None = None,
+  inputs1: ArrayLike,
+  inputs2: ArrayLike | None = None,
   *,
   tile: int,
   mesh: Mesh | None = None,
@@ -103,7 +104,7 @@ def _tiles(inputs, tile):
   """`[tiles, tile, ...]`; the last input fills the last tile."""
   count = len(inputs)
   index = np.minimum(np.arange(-(-count // tile) * tile), count - 1)
-  return inputs[index].reshape((-1, tile) + inputs.shape[1:])
+  return jnp.asarray(inputs)[index].reshape((-1, tile) + jnp.shape(inputs)[1:])
 
 
 def _mirror(blocks):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.noncentral_chi2 import log_gammainc
@@ -51,7 +52,7 @@ class ErrorLaw(NamedTuple):
 
 
 def hypothesis_posterior(
-  gram: jax.Array, cross: jax.Array, test_gram: jax.Array, targets: jax.Array, *, jitter: float | jax.Array = 0.0
+  gram: ArrayLike, cross: ArrayLike, test_gram: ArrayLike, targets: ArrayLike, *, jitter: ArrayLike = 0.0
 ) -> HypothesisPosterior:
   """The Gaussian process with a given kernel, conditioned on interpolating the training set.
 
@@ -98,7 +99,7 @@ def hypothesis_posterior(
   return HypothesisPosterior(product(half.T, solve(targets)), test_gram - product(half.T, half))
 
 
-def hypothesis_errors(posterior: HypothesisPosterior, targets: jax.Array, normals: jax.Array) -> jax.Array:
+def hypothesis_errors(posterior: HypothesisPosterior, targets: ArrayLike, normals: ArrayLike) -> jax.Array:
   """Test errors of the hypotheses `mean + covariance^(1/2) normals`, with the symmetric square root.
 
   >>> import jax.numpy as jnp
@@ -129,7 +130,7 @@ def hypothesis_errors(posterior: HypothesisPosterior, targets: jax.Array, normal
   return jnp.mean(errors**2, axis=(0, 1))
 
 
-def error_law(posterior: HypothesisPosterior, targets: jax.Array) -> ErrorLaw:
+def error_law(posterior: HypothesisPosterior, targets: ArrayLike) -> ErrorLaw:
   """The law of the test errors of random hypotheses, from the eigenvectors of their covariance.
 
   >>> import jax.numpy as jnp
@@ -209,7 +210,7 @@ def sample_hypothesis_errors(key: jax.Array, law: ErrorLaw, *, samples: int) -> 
   return jax.lax.map(one, jax.random.split(key, samples), batch_size=256)
 
 
-def saddlepoint_inductive_bias(law: ErrorLaw, target: float | jax.Array, *, iterations: int = 100) -> jax.Array:
+def saddlepoint_inductive_bias(law: ErrorLaw, target: ArrayLike, *, iterations: int = 100) -> jax.Array:
   """`-log P(error <= target)` by the saddlepoint approximation: closed form but for one root, close in the deep tail.
 
   >>> import jax.numpy as jnp
@@ -273,7 +274,7 @@ def saddlepoint_inductive_bias(law: ErrorLaw, target: float | jax.Array, *, iter
   return -jax.scipy.stats.norm.logcdf(root + jnp.where(near, third / second**1.5 / 6, correction))
 
 
-def exact_inductive_bias(law: ErrorLaw, target: float | jax.Array, *, terms: int = 1024) -> jax.Array:
+def exact_inductive_bias(law: ErrorLaw, target: ArrayLike, *, terms: int = 1024) -> jax.Array:
   """`-log P(error <= target)` by Ruben's series of central chi-square probabilities, all of its terms positive.
 
   The probability is a mixture `sum_r a_r F_{nk + 2 r}`, truncated from below: as many terms are needed as the ratio of

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.dual_activations import DualActivation, check_dual
@@ -54,7 +55,7 @@ class KernelState(NamedTuple):
   ntk: jax.Array
 
 
-def input_state(inputs1: jax.Array, inputs2: jax.Array | None = None) -> KernelState:
+def input_state(inputs1: ArrayLike, inputs2: ArrayLike | None = None) -> KernelState:
   """The state of the inputs themselves: covariances `x . x' / features`, no parameters yet.
 
   Without `inputs2` the covariances are those of `inputs1` with itself, their diagonal being exactly the variances.
@@ -104,7 +105,7 @@ def check_matrices(inputs1, inputs2) -> None:
     )
 
 
-def with_diagonal(matrix: jax.Array, diagonal: jax.Array) -> jax.Array:
+def with_diagonal(matrix: ArrayLike, diagonal: ArrayLike) -> jax.Array:
   """The square `matrix` with another diagonal; by selection, which fuses and has no scatter in its gradient."""
   index = jnp.arange(matrix.shape[0])
   shape = (-1,) + (1,) * (matrix.ndim - 2)
@@ -112,9 +113,7 @@ def with_diagonal(matrix: jax.Array, diagonal: jax.Array) -> jax.Array:
   return jnp.where(on, jnp.expand_dims(diagonal, 1), matrix)
 
 
-def dense(
-  state: KernelState, *, weight_variance: float | jax.Array = 1.0, bias_variance: float | jax.Array = 0.0
-) -> KernelState:
+def dense(state: KernelState, *, weight_variance: ArrayLike = 1.0, bias_variance: ArrayLike = 0.0) -> KernelState:
   """A dense layer in NTK parameterization, `y = sqrt(weight_variance / n) W x + sqrt(bias_variance) b`.
 
   All parameters are standard normal and trained: `K' = weight_variance K + bias_variance` and
@@ -148,9 +147,9 @@ def dense(
 def dense_standard(
   state: KernelState,
   *,
-  width: float | jax.Array,
-  weight_variance: float | jax.Array = 1.0,
-  bias_variance: float | jax.Array | None = None,
+  width: ArrayLike,
+  weight_variance: ArrayLike = 1.0,
+  bias_variance: ArrayLike | None = None,
 ) -> KernelState:
   """A dense layer in standard parameterization, `y = W x + b` with `W ~ N(0, weight_variance / width)`.
 
@@ -288,7 +287,7 @@ def residual(state: KernelState, branch) -> KernelState:
   return add_states(state, branch(state))
 
 
-def layer_norm(state: KernelState, *, epsilon: float | jax.Array = 1e-6) -> KernelState:
+def layer_norm(state: KernelState, *, epsilon: ArrayLike = 1e-6) -> KernelState:
   """Layer normalization over units of zero mean: covariances and tangent kernel divided by the standard deviations.
 
   It belongs behind a dense layer or a convolution, whose outputs have zero mean over units; every position of an image
@@ -326,13 +325,13 @@ def _own_normalized(variance, epsilon):
 
 
 def fully_connected(
-  inputs1: jax.Array,
-  inputs2: jax.Array | None = None,
+  inputs1: ArrayLike,
+  inputs2: ArrayLike | None = None,
   *,
   depth: int,
   dual: DualActivation,
-  weight_variance: float | jax.Array = 1.0,
-  bias_variance: float | jax.Array = 0.0,
+  weight_variance: ArrayLike = 1.0,
+  bias_variance: ArrayLike = 0.0,
 ) -> KernelState:
   """NNGP and NTK of a fully connected network in NTK parameterization: `depth` hidden layers and a linear output.
 
@@ -369,13 +368,13 @@ def fully_connected(
 
 
 def fully_connected_standard(
-  inputs1: jax.Array,
-  inputs2: jax.Array | None = None,
+  inputs1: ArrayLike,
+  inputs2: ArrayLike | None = None,
   *,
   widths: Sequence[int],
   dual: DualActivation,
-  weight_variance: float | jax.Array = 1.0,
-  bias_variance: float | jax.Array | None = None,
+  weight_variance: ArrayLike = 1.0,
+  bias_variance: ArrayLike | None = None,
 ) -> KernelState:
   """NNGP and NTK of a fully connected network in standard parameterization.
 

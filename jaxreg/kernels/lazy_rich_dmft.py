@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter
 
@@ -75,12 +76,12 @@ def _solve(key, kappa, output_scale, curvature, learning_rate, neurons, steps, s
 def committee_dmft(
   key: jax.Array,
   *,
-  kappa: float | jax.Array,
+  kappa: ArrayLike,
   neurons: int,
   steps: int,
-  output_scale: float | jax.Array = 1.0,
-  curvature: float | jax.Array = 1.0,
-  learning_rate: float | jax.Array = 0.1,
+  output_scale: ArrayLike = 1.0,
+  curvature: ArrayLike = 1.0,
+  learning_rate: ArrayLike = 0.1,
   samples: int = 4096,
   replicates: int = 8,
 ) -> CommitteeDMFT:

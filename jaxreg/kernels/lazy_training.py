@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
 __all__ = ["eigenvector_labels", "lazy_learning_rate", "lazy_output"]
 
 
-def lazy_output(apply_fn: Callable, initial_params, *, output_scale: float | jax.Array) -> Callable:
+def lazy_output(apply_fn: Callable, initial_params, *, output_scale: ArrayLike) -> Callable:
   """The network `a (f(x; theta) - f(x; theta_0))`: exactly zero at the start, and lazier the larger the scale `a`.
 
   With the step of `lazy_learning_rate` its early dynamics does not depend on the scale; for large `a` it stays kernel
@@ -45,7 +46,7 @@ def lazy_output(apply_fn: Callable, initial_params, *, output_scale: float | jax
   return scaled
 
 
-def lazy_learning_rate(learning_rate: float | jax.Array, *, output_scale: float | jax.Array) -> jax.Array:
+def lazy_learning_rate(learning_rate: ArrayLike, *, output_scale: ArrayLike) -> jax.Array:
   """The step size `eta / a^2`, with which the early dynamics of outputs does not depend on the output scale `a`.
 
   >>> float(lazy_learning_rate(1.0, output_scale=4.0))
@@ -69,7 +70,7 @@ def lazy_learning_rate(learning_rate: float | jax.Array, *, output_scale: float 
   return jnp.asarray(learning_rate) / jnp.square(output_scale)
 
 
-def eigenvector_labels(kernel: jax.Array, *, index: int | jax.Array) -> jax.Array:
+def eigenvector_labels(kernel: ArrayLike, *, index: ArrayLike) -> jax.Array:
   """Targets that are an eigenvector of the kernel matrix, the `index`-th from the largest eigenvalue.
 
   The first is learned at once, an intermediate one after a delay by learning features, a late one never. Scaled to mean

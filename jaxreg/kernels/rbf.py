@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
 __all__ = ["rbf_kernel", "squared_distances"]
 
 
-def squared_distances(inputs: jax.Array, others: jax.Array) -> jax.Array:
+def squared_distances(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
   """Squared Euclidean distances of all pairs, `|x_i - x'_j|^2`.
 
   By one matrix product of centred inputs, so that a distance is exact to rounding of the squared spread of the inputs.
@@ -42,7 +43,7 @@ def squared_distances(inputs: jax.Array, others: jax.Array) -> jax.Array:
   return jnp.maximum(jnp.sum(inputs**2, 1)[:, None] + jnp.sum(others**2, 1) - 2 * product, 0)
 
 
-def rbf_kernel(inputs: jax.Array, others: jax.Array, *, gamma: float | jax.Array) -> jax.Array:
+def rbf_kernel(inputs: ArrayLike, others: ArrayLike, *, gamma: ArrayLike) -> jax.Array:
   """The radial basis function (Gaussian) kernel `exp(-gamma |x - x'|^2)`.
 
   >>> import jax.numpy as jnp

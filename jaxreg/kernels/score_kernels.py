@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.dual_activations import relu_dual
@@ -38,7 +39,7 @@ class DescentPath(NamedTuple):
   test: jax.Array
 
 
-def score_ntk(inputs: jax.Array, others: jax.Array) -> jax.Array:
+def score_ntk(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
   """Tangent kernel of the hidden layer of an infinitely wide ReLU network: `z.z' (pi - t) / (2 pi)` at the angle t.
 
   It is the same for every output, and zero between outputs. If the output layer is trained as well, add
@@ -66,7 +67,7 @@ def score_ntk(inputs: jax.Array, others: jax.Array) -> jax.Array:
   return products * relu_dual().derivative(products, squares[:, None], other_squares)
 
 
-def score_output_kernel(inputs: jax.Array, others: jax.Array) -> jax.Array:
+def score_output_kernel(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
   """The output layer's part of the tangent kernel: `|z| |z'| (sin t + (pi - t) cos t) / (2 pi)` at the angle t.
 
   >>> import jax.numpy as jnp
@@ -108,7 +109,7 @@ def _matrices(**arrays):
   return [jnp.asarray(array, dtype) for array in arrays.values()]
 
 
-def finite_score_ntk(weights: jax.Array, signs: jax.Array, inputs: jax.Array, others: jax.Array) -> jax.Array:
+def finite_score_ntk(weights: ArrayLike, signs: ArrayLike, inputs: ArrayLike, others: ArrayLike) -> jax.Array:
   """The hidden layer's tangent kernel at finite width: `mean_r a_r^i a_r^k [w_r.z > 0] [w_r.z' > 0] z.z'`.
 
   >>> import jax.numpy as jnp
@@ -147,7 +148,7 @@ def finite_score_ntk(weights: jax.Array, signs: jax.Array, inputs: jax.Array, ot
 
 
 def kernel_descent_path(
-  gram: jax.Array, cross: jax.Array, targets: jax.Array, *, learning_rate: float | jax.Array, steps: jax.Array
+  gram: ArrayLike, cross: ArrayLike, targets: ArrayLike, *, learning_rate: ArrayLike, steps: ArrayLike
 ) -> DescentPath:
   """Gradient descent from zero on `1/2 sum |F - Y|^2` under a fixed kernel, `F <- F - learning_rate K (F - Y)`.
 
@@ -188,7 +189,7 @@ def kernel_descent_path(
 
 
 def early_stopping_step(
-  eigenvalues: jax.Array, *, noise: float | jax.Array, learning_rate: float | jax.Array, longest: int
+  eigenvalues: ArrayLike, *, noise: ArrayLike, learning_rate: ArrayLike, longest: int
 ) -> jax.Array:
   """The last step of kernel descent before noise takes over: `R(1 / sqrt(tau)) <= 1 / (2 e noise tau)`, `tau = rate s`.
 

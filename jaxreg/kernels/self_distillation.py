@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 from jaxreg.kernels.gradient_flow import Eigensystem, check_gram
@@ -47,11 +48,11 @@ class DistillationRounds(NamedTuple):
 
 
 def self_distilled_regression(
-  gram: jax.Array,
-  targets: jax.Array,
+  gram: ArrayLike,
+  targets: ArrayLike,
   *,
-  ridge: float | jax.Array,
-  target_weight: float | jax.Array | Sequence[float],
+  ridge: ArrayLike,
+  target_weight: ArrayLike | Sequence[float],
   rounds: int,
 ) -> DistillationRounds:
   """Kernel ridge regression on its own predictions: `c_t = (K + ridge)^-1 (alpha_t Y + (1 - alpha_t) K c_(t - 1))`.
@@ -121,7 +122,7 @@ def _check_targets(targets, count):
 
 
 def distillation_filter(
-  eigenvalues: jax.Array, *, ridge: float | jax.Array, target_weight: float | jax.Array, rounds: float | jax.Array
+  eigenvalues: ArrayLike, *, ridge: ArrayLike, target_weight: ArrayLike, rounds: ArrayLike
 ) -> jax.Array:
   """What round t keeps of each eigendirection: `b_1 = a = d / (d + ridge)`, `b_(t + 1) = a (alpha + (1 - alpha) b_t)`.
 
@@ -155,7 +156,7 @@ def distillation_filter(
 
 
 def coefficient_filter(
-  eigenvalues: jax.Array, *, ridge: float | jax.Array, target_weight: float | jax.Array, rounds: float | jax.Array
+  eigenvalues: ArrayLike, *, ridge: ArrayLike, target_weight: ArrayLike, rounds: ArrayLike
 ) -> jax.Array:
   """`distillation_filter / d` without a division by small eigenvalues d: dual coefficients are `V diag(b_t / d) V^T Y`.
 
@@ -207,11 +208,11 @@ def _refit_log_power(d, ridge, weight, refits):
 
 def self_distilled_coefficients(
   eigensystem: Eigensystem,
-  targets: jax.Array,
+  targets: ArrayLike,
   *,
-  ridge: float | jax.Array,
-  target_weight: float | jax.Array,
-  rounds: float | jax.Array,
+  ridge: ArrayLike,
+  target_weight: ArrayLike,
+  rounds: ArrayLike,
 ) -> jax.Array:
   """Dual coefficients of one round, or of the limit, in closed form: `V diag(b_t / d) V^T Y`.
 
@@ -244,7 +245,7 @@ def self_distilled_coefficients(
   return rotate(vectors, (scales * rotate(vectors.T, targets.astype(values.dtype)).T).T)
 
 
-def effective_ridge(ridge: float | jax.Array, target_weight: float | jax.Array) -> jax.Array:
+def effective_ridge(ridge: ArrayLike, target_weight: ArrayLike) -> jax.Array:
   """The ridge of the limit of self-distillation: `ridge / alpha`, infinite without ground truth.
 
   >>> float(effective_ridge(0.5, 0.25))
@@ -268,12 +269,12 @@ def effective_ridge(ridge: float | jax.Array, target_weight: float | jax.Array) 
 
 
 def optimal_target_weight(
-  first: jax.Array,
-  distilled: jax.Array,
-  targets: jax.Array,
+  first: ArrayLike,
+  distilled: ArrayLike,
+  targets: ArrayLike,
   *,
-  low: float | jax.Array = 0.0,
-  high: float | jax.Array = 1.0,
+  low: ArrayLike = 0.0,
+  high: ArrayLike = 1.0,
 ) -> jax.Array:
   """The ground truth's weight with the least validation error: `<y - h, g - h> / |g - h|^2`, clipped to [low, high].
 
@@ -319,7 +320,7 @@ def iterated_distillation(
   train: Callable[[int, Any, Any], Any],
   *,
   rounds: int,
-  target_weight: float | jax.Array | Sequence[float] | Callable[[list], Any],
+  target_weight: ArrayLike | Sequence[float] | Callable[[list], Any],
 ) -> list:
   """Trains rounds of self-distillation: a first model without a teacher, then each with the one before as its teacher.
 

@@ -6,6 +6,7 @@ cross-entropy, asymmetric losses) also for small ones of the other classes.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.losses.labelled_logits import labelled
 from jaxreg.losses.softmax_family import label_log_probability, label_statistics
@@ -22,7 +23,7 @@ __all__ = [
 
 
 def normalized_cross_entropy_loss(
-  logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """NCE: `log p_y / sum_k log p_k`, cross-entropy as a share of its sum over all labels.
 
@@ -50,13 +51,13 @@ def normalized_cross_entropy_loss(
 
 
 def asymmetric_generalized_cross_entropy_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  offset: float | jax.Array = 1.0,
-  q: float | jax.Array = 2.0,
+  offset: ArrayLike = 1.0,
+  q: ArrayLike = 2.0,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """AGCE: `((a + 1)^q - (a + p_y)^q) / q`; generalized cross-entropy at `a = 0`, `1 - p_y` at `q = 1`.
 
@@ -87,13 +88,13 @@ def asymmetric_generalized_cross_entropy_loss(
 
 
 def asymmetric_unhinged_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  offset: float | jax.Array = 1.5,
-  q: float | jax.Array = 0.9,
+  offset: ArrayLike = 1.5,
+  q: ArrayLike = 0.9,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """AUL: `((a - p_y)^q - (a - 1)^q) / q`; `1 - p_y` at `q = 1`.
 
@@ -124,14 +125,14 @@ def asymmetric_unhinged_loss(
 
 
 def nce_rce_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  active_weight: float | jax.Array = 1.0,
-  passive_weight: float | jax.Array = 1.0,
-  log_zero: float | jax.Array = LOG_ZERO,
+  active_weight: ArrayLike = 1.0,
+  passive_weight: ArrayLike = 1.0,
+  log_zero: ArrayLike = LOG_ZERO,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """NCE+RCE: `active_weight * NCE + passive_weight * RCE`, a symmetric loss that trains better than either part.
 
@@ -164,15 +165,15 @@ def nce_rce_loss(
 
 
 def nce_agce_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  active_weight: float | jax.Array = 1.0,
-  passive_weight: float | jax.Array = 1.0,
-  offset: float | jax.Array = 3.0,
-  q: float | jax.Array = 1.5,
+  active_weight: ArrayLike = 1.0,
+  passive_weight: ArrayLike = 1.0,
+  offset: ArrayLike = 3.0,
+  q: ArrayLike = 1.5,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """NCE+AGCE: `active_weight * NCE + passive_weight * AGCE`.
 
@@ -205,15 +206,15 @@ def nce_agce_loss(
 
 
 def nce_aul_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  active_weight: float | jax.Array = 1.0,
-  passive_weight: float | jax.Array = 1.0,
-  offset: float | jax.Array = 6.0,
-  q: float | jax.Array = 1.5,
+  active_weight: ArrayLike = 1.0,
+  passive_weight: ArrayLike = 1.0,
+  offset: ArrayLike = 6.0,
+  q: ArrayLike = 1.5,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """NCE+AUL: `active_weight * NCE + passive_weight * AUL`.
 

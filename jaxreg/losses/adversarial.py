@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter
 from jaxreg.losses.comp_sum import comp_sum_outer, of_negative_log
@@ -18,7 +19,7 @@ __all__ = [
 ]
 
 
-def rho_margin(margins: jax.Array, *, rho: float | jax.Array = 1.0) -> jax.Array:
+def rho_margin(margins: ArrayLike, *, rho: ArrayLike = 1.0) -> jax.Array:
   """The rho-margin function `min(max(0, 1 - margin / rho), 1)`.
 
   >>> import jax.numpy as jnp
@@ -46,13 +47,13 @@ def rho_margin(margins: jax.Array, *, rho: float | jax.Array = 1.0) -> jax.Array
 
 
 def adversarial_margin_comp_sum_loss(
-  adversarial_logits: jax.Array,
-  labels: jax.Array,
+  adversarial_logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  tau: float | jax.Array = 1.0,
-  rho: float | jax.Array = 1.0,
+  tau: ArrayLike = 1.0,
+  rho: ArrayLike = 1.0,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """The comp-sum loss of rho-margins, `Phi(sum_{k != y} rho_margin(z'_y - z'_k))` with `Phi` of `comp_sum_outer`.
 
@@ -90,13 +91,13 @@ def adversarial_margin_comp_sum_loss(
 
 
 def margin_shift_norm(
-  logits: jax.Array,
-  adversarial_logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  adversarial_logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  epsilon: float | jax.Array = 1e-12,
+  epsilon: ArrayLike = 1e-12,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """How far an attack moves the margins: `sqrt(sum_k ((z'_y - z'_k) - (z_y - z_k))^2 + epsilon)`.
 
@@ -130,16 +131,16 @@ def margin_shift_norm(
 
 
 def smooth_adversarial_comp_sum_loss(
-  logits: jax.Array,
-  adversarial_logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  adversarial_logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  tau: float | jax.Array = 1.0,
-  rho: float | jax.Array = 1.0,
-  nu: float | jax.Array = 1.0,
-  epsilon: float | jax.Array = 1e-12,
+  tau: ArrayLike = 1.0,
+  rho: ArrayLike = 1.0,
+  nu: ArrayLike = 1.0,
+  epsilon: ArrayLike = 1e-12,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """The smooth adversarial comp-sum loss `Phi(sum_{k != y} exp((z_k - z_y) / rho)) + nu * margin_shift_norm`.
 
@@ -183,13 +184,13 @@ def smooth_adversarial_comp_sum_loss(
 
 
 def trades_loss(
-  logits: jax.Array,
-  adversarial_logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  adversarial_logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  weight: float | jax.Array = 6.0,
+  weight: ArrayLike = 6.0,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """TRADES: cross-entropy of the clean input plus `weight * KL(softmax(logits) || softmax(adversarial_logits))`.
 

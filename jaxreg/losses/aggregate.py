@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, broadcasts, check_float, check_hyperparameter
 from jaxreg.losses.labelled_logits import narrowed, widened
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 
-def bag_squared_loss(predictions: jax.Array, targets: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+def bag_squared_loss(predictions: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
   """Squared error of a bag's mean prediction, `(mean_i f_i - y)^2`: unbiased, of high variance.
 
   >>> import jax.numpy as jnp
@@ -45,7 +46,7 @@ def bag_squared_loss(predictions: jax.Array, targets: jax.Array, *, where: jax.A
   return bags.values(jnp.square(bags.mean(bags.array) - bags.targets))
 
 
-def instance_squared_loss(predictions: jax.Array, targets: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+def instance_squared_loss(predictions: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
   """Mean squared error of all predictions of a bag to its mean response: biased towards it, of low variance.
 
   It is `bag_squared_loss + within_bag_spread`.
@@ -71,7 +72,7 @@ def instance_squared_loss(predictions: jax.Array, targets: jax.Array, *, where: 
   return bags.values(bags.mean(jnp.square(bags.array - bags.targets[..., None])))
 
 
-def within_bag_spread(predictions: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+def within_bag_spread(predictions: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
   """Variance of the predictions within a bag, by which the instance-level squared loss exceeds the bag-level one.
 
   >>> import jax.numpy as jnp
@@ -95,7 +96,7 @@ def within_bag_spread(predictions: jax.Array, *, where: jax.Array | None = None)
 
 
 def interpolated_bag_squared_loss(
-  predictions: jax.Array, targets: jax.Array, *, rho: float | jax.Array, where: jax.Array | None = None
+  predictions: ArrayLike, targets: ArrayLike, *, rho: ArrayLike, where: ArrayLike | None = None
 ) -> jax.Array:
   """`bag_squared_loss + rho * within_bag_spread`: from the bag-level loss (0) to the instance-level one (1) and beyond.
 
@@ -122,7 +123,7 @@ def interpolated_bag_squared_loss(
   return bags.values(jnp.square(bags.mean(bags.array) - bags.targets) + rho * _spread(bags))
 
 
-def bag_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+def bag_cross_entropy_loss(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
   """Cross-entropy of a bag's label proportions to the mean of its predicted probabilities.
 
   >>> import jax.numpy as jnp
@@ -147,7 +148,7 @@ def bag_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where: jax.
   return bags.values(_bag_cross_entropy(bags))
 
 
-def instance_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+def instance_cross_entropy_loss(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
   """Mean cross-entropy of a bag's label proportions to each of its predictions; at least the bag-level loss.
 
   >>> import jax.numpy as jnp
@@ -173,7 +174,7 @@ def instance_cross_entropy_loss(logits: jax.Array, targets: jax.Array, *, where:
 
 
 def interpolated_bag_cross_entropy_loss(
-  logits: jax.Array, targets: jax.Array, *, rho: float | jax.Array, where: jax.Array | None = None
+  logits: ArrayLike, targets: ArrayLike, *, rho: ArrayLike, where: ArrayLike | None = None
 ) -> jax.Array:
   """`(1 - rho) * bag_cross_entropy_loss + rho * instance_cross_entropy_loss`.
 

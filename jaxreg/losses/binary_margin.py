@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, dtype_of
 from jaxreg.losses.labelled_logits import counted_labels, narrowed, widened
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 
-def binary_logistic_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_logistic_loss(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
   """The logistic loss `log(1 + exp(-m))` of the margin, binary cross-entropy.
 
   >>> import jax.numpy as jnp
@@ -43,7 +44,7 @@ def binary_logistic_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return _of_margins(logits, labels, lambda margins: optax.sigmoid_binary_cross_entropy(margins, 1.0))
 
 
-def binary_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_hinge_loss(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
   """The hinge loss `max(1 - m, 0)` of the margin.
 
   >>> import jax.numpy as jnp
@@ -66,7 +67,7 @@ def binary_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return _of_margins(logits, labels, lambda margins: optax.hinge_loss(margins, 1.0))
 
 
-def binary_squared_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_squared_hinge_loss(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
   """The squared hinge loss `max(1 - m, 0)^2` of the margin.
 
   >>> import jax.numpy as jnp
@@ -89,7 +90,7 @@ def binary_squared_hinge_loss(logits: jax.Array, labels: jax.Array) -> jax.Array
   return _of_margins(logits, labels, lambda margins: jnp.square(optax.hinge_loss(margins, 1.0)))
 
 
-def binary_exponential_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_exponential_loss(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
   """The exponential loss `exp(-m)` of the margin, continued by its tangent near the end of the dtype's range.
 
   >>> import jax.numpy as jnp
@@ -116,7 +117,7 @@ def binary_exponential_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return batch.values(jnp.where(exponent > limit, jnp.exp(limit) * (1 + exponent - limit), inside))
 
 
-def binary_focal_loss(logits: jax.Array, labels: jax.Array, *, gamma: float | jax.Array = 2.0) -> jax.Array:
+def binary_focal_loss(logits: ArrayLike, labels: ArrayLike, *, gamma: ArrayLike = 2.0) -> jax.Array:
   """The focal loss `(1 - p)^gamma (-log p)` with `p = sigmoid(m)` of the margin, without class weights.
 
   It is the one loss here that is not convex. Computed with `(1 - p)^gamma` as an exponential, its gradient is finite

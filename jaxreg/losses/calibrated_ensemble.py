@@ -7,6 +7,7 @@ such that some convex, classification-calibrated loss has them, and never names 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
 from jaxreg.losses.binary_margin import MARGIN_LOSSES, binary_margins, log_limit
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 
-def inverse_box_cox(values: jax.Array, *, box_cox: float | jax.Array = 0.0) -> jax.Array:
+def inverse_box_cox(values: ArrayLike, *, box_cox: ArrayLike = 0.0) -> jax.Array:
   """The inverse Box-Cox transform `max(1 + lambda x, 0)^(1 / lambda)`, and `exp(x)` at `lambda = 0`.
 
   Of standard normal values it makes the positive draws of EnsLoss. Where it would leave the dtype's range (`lambda < 0`
@@ -52,15 +53,15 @@ def inverse_box_cox(values: jax.Array, *, box_cox: float | jax.Array = 0.0) -> j
 
 
 def ensloss_derivatives(
-  margins: jax.Array,
+  margins: ArrayLike,
   key: jax.Array | None = None,
   *,
-  noise: jax.Array | None = None,
-  box_cox: float | jax.Array = 0.0,
-  clamp: float | jax.Array = 1.0,
-  tail_power: float | jax.Array = 1.0,
-  offset: float | jax.Array = 1e-6,
-  where: jax.Array | None = None,
+  noise: ArrayLike | None = None,
+  box_cox: ArrayLike = 0.0,
+  clamp: ArrayLike = 1.0,
+  tail_power: ArrayLike = 1.0,
+  offset: ArrayLike = 1e-6,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Random derivatives `d_i = phi'(m_i)` of some convex, calibrated loss `phi`, at the margins of a batch.
 
@@ -103,16 +104,16 @@ def ensloss_derivatives(
 
 
 def ensloss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   key: jax.Array | None = None,
   *,
-  noise: jax.Array | None = None,
-  box_cox: float | jax.Array = 0.0,
-  clamp: float | jax.Array = 1.0,
-  tail_power: float | jax.Array = 1.0,
-  offset: float | jax.Array = 1e-6,
-  where: jax.Array | None = None,
+  noise: ArrayLike | None = None,
+  box_cox: ArrayLike = 0.0,
+  clamp: ArrayLike = 1.0,
+  tail_power: ArrayLike = 1.0,
+  offset: ArrayLike = 1e-6,
+  where: ArrayLike | None = None,
   axis_name: str | None = None,
 ) -> jax.Array:
   """EnsLoss for binary classification: `stop_gradient(d_i) m_i` with margins `m` and random derivatives `d`.
@@ -156,7 +157,7 @@ def ensloss(
   return batch.values(_derivatives(batch, key, noise, axis_name, **options) * batch.margins)
 
 
-def is_calibrated_derivative(margins: jax.Array, derivatives: jax.Array) -> jax.Array:
+def is_calibrated_derivative(margins: ArrayLike, derivatives: ArrayLike) -> jax.Array:
   """Whether some convex, classification-calibrated, non-increasing loss may have these derivatives.
 
   That is: non-decreasing in the margin, nowhere positive, and negative at the margin closest to 0. At equal margins any
@@ -193,8 +194,8 @@ def is_calibrated_derivative(margins: jax.Array, derivatives: jax.Array) -> jax.
 
 
 def random_margin_loss_mixture(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   key: jax.Array,
   *,
   losses: tuple[str, ...] = ("logistic", "hinge", "exponential", "squared_hinge"),

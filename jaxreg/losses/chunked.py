@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_integer_labels
 from jaxreg.losses.comp_sum import of_negative_log
@@ -38,7 +39,7 @@ class OutputLayer(NamedTuple):
 
 
 def chunked_comp_sum_loss(
-  outputs: jax.Array | OutputLayer, labels: jax.Array, *, tau: float | jax.Array = 1.0, chunk_size: int = CHUNK
+  outputs: ArrayLike | OutputLayer, labels: ArrayLike, *, tau: ArrayLike = 1.0, chunk_size: int = CHUNK
 ) -> jax.Array:
   """`comp_sum_loss` a chunk of classes at a time; cross-entropy at `tau = 1`.
 
@@ -71,7 +72,7 @@ def chunked_comp_sum_loss(
 
 
 def chunked_stablemax_cross_entropy(
-  outputs: jax.Array | OutputLayer, labels: jax.Array, *, chunk_size: int = CHUNK
+  outputs: ArrayLike | OutputLayer, labels: ArrayLike, *, chunk_size: int = CHUNK
 ) -> jax.Array:
   """`stablemax_cross_entropy` a chunk of classes at a time.
 
@@ -98,11 +99,11 @@ def chunked_stablemax_cross_entropy(
 
 
 def chunked_ldr_kl_loss(
-  outputs: jax.Array | OutputLayer,
-  labels: jax.Array,
+  outputs: ArrayLike | OutputLayer,
+  labels: ArrayLike,
   *,
-  temperature: float | jax.Array = 1.0,
-  margin: float | jax.Array = 0.0,
+  temperature: ArrayLike = 1.0,
+  margin: ArrayLike = 0.0,
   normalize: str | None = None,
   chunk_size: int = CHUNK,
 ) -> jax.Array:

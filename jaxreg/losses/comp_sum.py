@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
 from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed, widened
@@ -17,7 +18,7 @@ __all__ = [
 
 
 def comp_sum_loss(
-  logits: jax.Array, labels: jax.Array, *, tau: float | jax.Array = 1.0, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, tau: ArrayLike = 1.0, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """The comp-sum loss `(p_y^(tau - 1) - 1) / (1 - tau)` with `p = softmax(logits)`, and `-log p_y` at `tau = 1`.
 
@@ -53,7 +54,7 @@ def comp_sum_loss(
 
 
 def comp_sum_loss_with_soft_labels(
-  logits: jax.Array, labels: jax.Array, *, tau: float | jax.Array = 1.0, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, tau: ArrayLike = 1.0, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """The comp-sum loss of a label distribution, `sum_y labels_y (p_y^(tau - 1) - 1) / (1 - tau)`, `p = softmax(logits)`.
 
@@ -91,7 +92,7 @@ def comp_sum_loss_with_soft_labels(
   return narrowed(jnp.sum(labels * losses, axis=-1, where=where), logits.dtype)
 
 
-def comp_sum_outer(values: jax.Array, *, tau: float | jax.Array) -> jax.Array:
+def comp_sum_outer(values: ArrayLike, *, tau: ArrayLike) -> jax.Array:
   """The outer function `Phi(u) = ((1 + u)^(1 - tau) - 1) / (1 - tau)` of the family, and `log(1 + u)` at `tau = 1`.
 
   It is increasing, concave and 1-Lipschitz; comp-sum losses are `Phi(sum_{k != y} exp(z_k - z_y))`.
@@ -120,7 +121,7 @@ def comp_sum_outer(values: jax.Array, *, tau: float | jax.Array) -> jax.Array:
 
 
 def generalized_cross_entropy_loss(
-  logits: jax.Array, labels: jax.Array, *, q: float | jax.Array = 0.7, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, q: ArrayLike = 0.7, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """Generalized cross-entropy `(1 - p_y^q) / q`: the comp-sum loss at `tau = 1 + q`.
 
@@ -149,7 +150,7 @@ def generalized_cross_entropy_loss(
   return batch.values(power_of_negative_log(-label_statistics(batch).log_label, -q))
 
 
-def of_negative_log(nll: jax.Array, tau) -> jax.Array:
+def of_negative_log(nll: ArrayLike, tau) -> jax.Array:
   """`(exp((1 - tau) nll) - 1) / (1 - tau)`, and `nll` at `tau = 1`."""
   return power_of_negative_log(nll, 1 - jnp.asarray(tau, nll.dtype))
 
@@ -175,13 +176,13 @@ def _expm1_with_tangent(exponent: jax.Array) -> jax.Array:
 
 
 def truncated_generalized_cross_entropy_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  q: float | jax.Array = 0.7,
-  threshold: float | jax.Array = 0.5,
+  q: ArrayLike = 0.7,
+  threshold: ArrayLike = 0.5,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Generalized cross-entropy `(1 - max(p_y, k)^q) / q`, constant where the label's probability is below `k`.
 

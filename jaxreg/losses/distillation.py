@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.losses.labelled_logits import labelled
 
@@ -9,13 +10,13 @@ __all__ = ["self_distillation_squared_loss"]
 
 
 def self_distillation_squared_loss(
-  logits: jax.Array,
-  teacher_logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  target_weight: float | jax.Array,
+  target_weight: ArrayLike,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Squared errors of `p = softmax(logits)`: `mean_k [alpha (p_k - [k = y])^2 + (1 - alpha) (p_k - q_k)^2]`.
 

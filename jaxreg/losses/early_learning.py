@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, check_integer_labels, check_same_shape
 from jaxreg.losses.example_table import check_state, gather_rows, only_examples, pooled_rows, set_rows, table_ids
@@ -59,7 +60,7 @@ def elr_init(num_examples: int, num_classes: int, *, top_k: int | None = None, d
   return ELRState(jnp.zeros((num_examples, top_k), dtype), classes)
 
 
-def elr_regularizer(probabilities: jax.Array, targets: jax.Array, *, clip: float = 1e-4) -> jax.Array:
+def elr_regularizer(probabilities: ArrayLike, targets: ArrayLike, *, clip: float = 1e-4) -> jax.Array:
   """`log(1 - <p, t>)` per example, with `p` clipped to `[clip, 1 - clip]`; add it to any loss.
 
   It is at most 0 and at least `log(clip)` for one-hot targets. Targets count as constants.
@@ -92,13 +93,13 @@ def elr_regularizer(probabilities: jax.Array, targets: jax.Array, *, clip: float
 
 
 def elr_loss(
-  logits: jax.Array,
-  labels: jax.Array,
-  ids: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  ids: ArrayLike,
   *,
   state: ELRState,
-  momentum: float | jax.Array = 0.7,
-  weight: float | jax.Array = 3.0,
+  momentum: ArrayLike = 0.7,
+  weight: ArrayLike = 3.0,
   clip: float = 1e-4,
   where: jax.Array | None = None,
   unique_ids: bool = False,
@@ -149,17 +150,17 @@ def elr_loss(
 
 
 def elr_plus_loss(
-  logits: jax.Array,
-  soft_labels: jax.Array,
-  teacher_logits: jax.Array,
-  ids: jax.Array,
+  logits: ArrayLike,
+  soft_labels: ArrayLike,
+  teacher_logits: ArrayLike,
+  ids: ArrayLike,
   *,
   state: ELRState,
-  permutation: jax.Array,
-  coefficient: jax.Array,
-  momentum: float | jax.Array = 0.7,
-  weight: float | jax.Array = 3.0,
-  ramp: float | jax.Array = 1.0,
+  permutation: ArrayLike,
+  coefficient: ArrayLike,
+  momentum: ArrayLike = 0.7,
+  weight: ArrayLike = 3.0,
+  ramp: ArrayLike = 1.0,
   clip: float = 1e-4,
   reweight_labels: bool = False,
   where: jax.Array | None = None,
@@ -234,7 +235,7 @@ def elr_plus_loss(
   return batch.values(values), _update(state, ids, targets, unique_ids, axis_name)
 
 
-def sigmoid_rampup(step: int | jax.Array, *, length: int | jax.Array) -> jax.Array:
+def sigmoid_rampup(step: ArrayLike, *, length: ArrayLike) -> jax.Array:
   """`exp(-5 (1 - min(step, length) / length)^2)`: from exp(-5) to 1; a length of 0 gives 1.
 
   >>> print(sigmoid_rampup(0, length=10).round(4), sigmoid_rampup(10, length=10))
@@ -254,7 +255,7 @@ def sigmoid_rampup(step: int | jax.Array, *, length: int | jax.Array) -> jax.Arr
   return jnp.exp(-5 * (1 - fraction) ** 2)
 
 
-def noisy_label_candidates(state: ELRState, labels: jax.Array) -> jax.Array:
+def noisy_label_candidates(state: ELRState, labels: ArrayLike) -> jax.Array:
   """Which examples' targets disagree with their labels.
 
   >>> import jax.numpy as jnp

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, dtype_of
 from jaxreg.losses.labelled_logits import Labelled, widened_integers
@@ -60,7 +61,7 @@ def only_examples(batch: Labelled, where: jax.Array | None) -> Labelled:
   return batch._replace(logits=logits, counted=counted)
 
 
-def gather_rows(table: jax.Array, ids: jax.Array, *, default: float | jax.Array = 0.0) -> jax.Array:
+def gather_rows(table: ArrayLike, ids: ArrayLike, *, default: ArrayLike = 0.0) -> jax.Array:
   """The rows of some examples, in at least float32.
 
   >>> import jax.numpy as jnp
@@ -82,7 +83,7 @@ def gather_rows(table: jax.Array, ids: jax.Array, *, default: float | jax.Array 
 
 
 def update_rows(
-  table: jax.Array, ids: jax.Array, rows: jax.Array, *, unique_ids: bool = False, axis_name: str | None = None
+  table: ArrayLike, ids: ArrayLike, rows: ArrayLike, *, unique_ids: bool = False, axis_name: str | None = None
 ) -> jax.Array:
   """The table with the rows of some examples replaced; no gradient flows into it.
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
 from jaxreg.losses.binary_margin import log_limit
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 
-def h_consistency_transform(error_regret: jax.Array, *, tau: float | jax.Array, classes: int | jax.Array) -> jax.Array:
+def h_consistency_transform(error_regret: ArrayLike, *, tau: ArrayLike, classes: ArrayLike) -> jax.Array:
   """The transform T: no classifier with zero-one regret b has a smaller comp-sum regret than `T(b)`.
 
   With `A = (((1 + b)^(1/(2 - tau)) + (1 - b)^(1/(2 - tau))) / 2)^(2 - tau)` and n classes it is
@@ -60,7 +61,7 @@ def h_consistency_transform(error_regret: jax.Array, *, tau: float | jax.Array, 
   return jnp.where(absolute, linear, jnp.where(logistic, entropy, curved)).astype(jnp.result_type(error_regret))
 
 
-def h_consistency_gamma(loss_regret: jax.Array, *, tau: float | jax.Array, classes: int | jax.Array) -> jax.Array:
+def h_consistency_gamma(loss_regret: ArrayLike, *, tau: ArrayLike, classes: ArrayLike) -> jax.Array:
   """The bound on the zero-one regret, the inverse of `h_consistency_transform`: by bisection, at most 1.
 
   The bound reads `R_01(h) - R_01*(H) + M_01(H) <= Gamma(R_L(h) - R_L*(H) + M_L(H))` for symmetric, complete H, with the
@@ -107,7 +108,7 @@ def h_consistency_gamma(loss_regret: jax.Array, *, tau: float | jax.Array, class
   return (found + newton - jax.lax.stop_gradient(newton)).astype(jnp.result_type(loss_regret))
 
 
-def h_consistency_gamma_bound(loss_regret: jax.Array, *, tau: float | jax.Array, classes: int | jax.Array) -> jax.Array:
+def h_consistency_gamma_bound(loss_regret: ArrayLike, *, tau: ArrayLike, classes: ArrayLike) -> jax.Array:
   """A bound on `h_consistency_gamma` in closed form, for a regret t and n classes.
 
   `sqrt(2^tau (2 - tau) t)` for `tau < 1`, `sqrt(2 n^(tau - 1) t)` for `1 <= tau < 2`, and `(tau - 1) n^(tau - 1) t` for
@@ -144,7 +145,7 @@ def h_consistency_gamma_bound(loss_regret: jax.Array, *, tau: float | jax.Array,
   return bound.astype(jnp.result_type(loss_regret))
 
 
-def bayes_conditional_risk(probabilities: jax.Array, *, tau: float | jax.Array, axis: int = -1) -> jax.Array:
+def bayes_conditional_risk(probabilities: ArrayLike, *, tau: ArrayLike, axis: int = -1) -> jax.Array:
   """The smallest expected comp-sum loss that scores can have when labels are drawn from `probabilities`.
 
   `((sum_y p_y^(1/(2 - tau)))^(2 - tau) - 1) / (1 - tau)` for `tau < 2`, which is the entropy at `tau = 1`, and
@@ -190,9 +191,7 @@ def bayes_conditional_risk(probabilities: jax.Array, *, tau: float | jax.Array, 
   return risk.astype(jnp.result_type(probabilities))
 
 
-def deterministic_bounded_risk(
-  score_bound: jax.Array, *, tau: float | jax.Array, classes: int | jax.Array
-) -> jax.Array:
+def deterministic_bounded_risk(score_bound: ArrayLike, *, tau: ArrayLike, classes: ArrayLike) -> jax.Array:
   """The smallest comp-sum loss of a certain label when no score exceeds a bound L in size: `Phi((n - 1) exp(-2 L))`.
 
   >>> import jax.numpy as jnp
@@ -218,7 +217,7 @@ def deterministic_bounded_risk(
 
 
 def minimizability_gap(
-  best_risk: jax.Array, best_conditional_risks: jax.Array, *, weights: jax.Array | None = None
+  best_risk: ArrayLike, best_conditional_risks: ArrayLike, *, weights: ArrayLike | None = None
 ) -> jax.Array:
   """The minimizability gap: the best risk within a hypothesis set less the mean of the best conditional risks.
 

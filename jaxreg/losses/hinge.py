@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.losses.labelled_logits import labelled
 from jaxreg.losses.softmax_family import of_label, with_label
@@ -10,12 +11,12 @@ __all__ = ["crammer_singer_loss", "weston_watkins_loss"]
 
 
 def crammer_singer_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  margin: float | jax.Array = 1.0,
+  margin: ArrayLike = 1.0,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Crammer-Singer hinge: `max(0, margin + max_{k != y} f_k - f_y)`; at margin 1 `optax.losses.multiclass_hinge_loss`.
 
@@ -45,12 +46,12 @@ def crammer_singer_loss(
 
 
 def weston_watkins_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  margin: float | jax.Array = 1.0,
+  margin: ArrayLike = 1.0,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Weston-Watkins hinge: `mean_k max(0, margin + f_k - f_y)`, where the label itself counts as 0.
 

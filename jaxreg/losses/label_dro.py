@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter
 from jaxreg.losses.example_table import check_state, gather_rows, only_examples, table_ids, update_rows
@@ -34,7 +35,7 @@ class ALDRState(NamedTuple):
   initial: jax.Array | None = None  # the paper's lambda_0, a scalar
 
 
-def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Array | None = None) -> jax.Array:
+def normalize_scores(logits: ArrayLike, *, normalize: str | None, where: ArrayLike | None = None) -> jax.Array:
   """Bounded scores: `z / mean|z|` (`l1_mean`) or `softplus(z) / mean(softplus(z))` (`softplus_mean`).
 
   The mean is over the last axis. Where that of `|z|` is zero, or so small that its square underflows (1e-19 in
@@ -64,14 +65,14 @@ def normalize_scores(logits: jax.Array, *, normalize: str | None, where: jax.Arr
 
 
 def ldr_kl_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  temperature: float | jax.Array = 1.0,
-  margin: float | jax.Array = 0.0,
+  temperature: ArrayLike = 1.0,
+  margin: ArrayLike = 0.0,
   normalize: str | None = None,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """LDR-KL: `t log mean_k exp((f_k - f_y + margin [k != y]) / t)`, `f` the (normalised) logits.
 
@@ -113,7 +114,7 @@ def ldr_kl_loss(
 
 
 def ldr_weights(
-  logits: jax.Array, labels: jax.Array, *, temperature: float | jax.Array = 1.0, margin: float | jax.Array = 0.0
+  logits: ArrayLike, labels: ArrayLike, *, temperature: ArrayLike = 1.0, margin: ArrayLike = 0.0
 ) -> jax.Array:
   """The worst-case label distribution `p*` at which LDR-KL takes its maximum: `softmax((f - f_y + margin) / t)`.
 
@@ -144,7 +145,7 @@ def ldr_weights(
   return jnp.where(batch.counted[..., None], weights, 0).astype(batch.dtype)
 
 
-def aldr_kl_init(num_examples: int, *, temperature: float | jax.Array, dtype=jnp.float32) -> ALDRState:
+def aldr_kl_init(num_examples: int, *, temperature: ArrayLike, dtype=jnp.float32) -> ALDRState:
   """Every example at the initial temperature.
 
   >>> aldr_kl_init(5, temperature=10.0).temperature.shape
@@ -164,17 +165,17 @@ def aldr_kl_init(num_examples: int, *, temperature: float | jax.Array, dtype=jnp
 
 
 def aldr_kl_loss(
-  logits: jax.Array,
-  labels: jax.Array,
-  ids: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
+  ids: ArrayLike,
   *,
   state: ALDRState,
-  initial_temperature: float | jax.Array | None = None,
-  alpha: float | jax.Array = 2.0,
-  margin: float | jax.Array = 0.1,
+  initial_temperature: ArrayLike | None = None,
+  alpha: ArrayLike = 2.0,
+  margin: ArrayLike = 0.1,
   normalize: str | None = "l1_mean",
-  floor: float | jax.Array = 1e-5,
-  where: jax.Array | None = None,
+  floor: ArrayLike = 1e-5,
+  where: ArrayLike | None = None,
   unique_ids: bool = False,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, ALDRState]:
@@ -240,10 +241,10 @@ def aldr_kl_loss(
 
 
 def aldr_fixed_point(
-  differences: jax.Array,
+  differences: ArrayLike,
   *,
-  initial_temperature: float | jax.Array,
-  alpha: float | jax.Array = 2.0,
+  initial_temperature: ArrayLike,
+  alpha: ArrayLike = 2.0,
   iterations: int = 200,
 ) -> jax.Array:
   """The largest solution of `t = t0 - t0 KL(softmax(d / t) || uniform) / (alpha log K)`, by iteration from `t0`.

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.losses.labelled_logits import labelled
 from jaxreg.losses.softmax_family import of_label
@@ -10,13 +11,13 @@ __all__ = ["guided_cross_entropy_loss", "progressive_guidance_loss"]
 
 
 def guided_cross_entropy_loss(
-  logits: jax.Array,
-  teacher_logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  teacher_logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  guidance: float | jax.Array = 0.5,
+  guidance: ArrayLike = 0.5,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """`guidance KL(teacher || student) + (1 - guidance) cross-entropy`, with a constant teacher and temperature 1.
 
@@ -48,14 +49,14 @@ def guided_cross_entropy_loss(
 
 
 def progressive_guidance_loss(
-  logits: jax.Array,
-  random_logits: jax.Array,
-  low_logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  random_logits: ArrayLike,
+  low_logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  guidance: float | jax.Array = 0.5,
+  guidance: ArrayLike = 0.5,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """Cross-entropy of a network's finest form, plus those of a random form it guides and the coarsest, guided by that.
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_same_shape
 
 __all__ = ["scaled_residual_loss"]
 
 
-def scaled_residual_loss(predictions: jax.Array, right_hand_sides: jax.Array, *, matvec: Callable) -> jax.Array:
+def scaled_residual_loss(predictions: ArrayLike, right_hand_sides: ArrayLike, *, matvec: Callable) -> jax.Array:
   """`|b - alpha A q|^2` with the step `alpha = q . b / q . A q` that minimises the error in the A-norm along `q`.
 
   It does not depend on the length or the sign of the prediction `q`, and is 0 when `q` is a multiple of `A^-1 b`. The

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 
 __all__ = ["denoising_score_matching_loss", "posterior_mean_squared_loss", "score_regression_weight"]
 
 
-def posterior_mean_squared_loss(predictions: jax.Array, clean: jax.Array) -> jax.Array:
+def posterior_mean_squared_loss(predictions: ArrayLike, clean: ArrayLike) -> jax.Array:
   """Squared error of a denoiser, `sum_d (f_d - x_0,d)^2`, whose minimiser is the posterior mean `E[x_0 | x_t]`.
 
   It equals `denoising_score_matching_loss` of the denoiser's score with weight `score_regression_weight`.
@@ -35,13 +36,13 @@ def posterior_mean_squared_loss(predictions: jax.Array, clean: jax.Array) -> jax
 
 
 def denoising_score_matching_loss(
-  scores: jax.Array,
-  noisy: jax.Array,
-  clean: jax.Array,
+  scores: ArrayLike,
+  noisy: ArrayLike,
+  clean: ArrayLike,
   *,
-  signal: float | jax.Array,
-  variance: float | jax.Array,
-  weight: float | jax.Array = 1.0,
+  signal: ArrayLike,
+  variance: ArrayLike,
+  weight: ArrayLike = 1.0,
 ) -> jax.Array:
   """Denoising score matching, `weight |s + (x_t - alpha x_0) / h|^2`.
 
@@ -75,7 +76,7 @@ def denoising_score_matching_loss(
   return (weight * jnp.sum(jnp.square(residuals), -1)).astype(dtype)
 
 
-def score_regression_weight(signal: jax.Array, variance: jax.Array) -> jax.Array:
+def score_regression_weight(signal: ArrayLike, variance: ArrayLike) -> jax.Array:
   """The weight `h^2 / alpha^2` at which denoising score matching is regression on clean data.
 
   >>> import jax.numpy as jnp

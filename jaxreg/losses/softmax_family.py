@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array
 from jaxreg.losses.labelled_logits import Labelled
@@ -16,7 +17,7 @@ from jaxreg.losses.labelled_logits import Labelled
 __all__ = ["SoftmaxRow", "SoftmaxStatistics", "of_label", "softmax_row", "softmax_statistics", "with_label"]
 
 
-def of_label(array: jax.Array, labels: jax.Array) -> jax.Array:
+def of_label(array: ArrayLike, labels: ArrayLike) -> jax.Array:
   """The label's entry of each row.
 
   >>> import jax.numpy as jnp
@@ -34,7 +35,7 @@ def of_label(array: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.take_along_axis(array, labels[..., None], axis=-1)
 
 
-def with_label(array: jax.Array, labels: jax.Array, value: float | jax.Array) -> jax.Array:
+def with_label(array: ArrayLike, labels: ArrayLike, value: ArrayLike) -> jax.Array:
   """The array with the label's entry of each row replaced.
 
   >>> import jax.numpy as jnp
@@ -77,7 +78,7 @@ class SoftmaxRow(NamedTuple):
 
 
 @jax.custom_jvp
-def softmax_statistics(logits: jax.Array, labels: jax.Array, where: jax.Array | None = None) -> SoftmaxStatistics:
+def softmax_statistics(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> SoftmaxStatistics:
   """Statistics of softmax rows whose joint gradient takes one pass: any smooth function of them costs a cross-entropy.
 
   Differentiating a function of them adds up to one multiple of p, one of p^2, a constant and an entry of the label.
@@ -98,7 +99,7 @@ def softmax_statistics(logits: jax.Array, labels: jax.Array, where: jax.Array | 
   return _statistics(softmax_row(logits, labels, where), logits, labels, where)[1]
 
 
-def softmax_row(logits: jax.Array, labels: jax.Array, where: jax.Array | None = None) -> SoftmaxRow:
+def softmax_row(logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> SoftmaxRow:
   """The parts of the softmax that gradient rules are made of.
 
   >>> import jax.numpy as jnp

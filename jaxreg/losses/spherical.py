@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, check_same_shape
 from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed, widened
@@ -37,7 +38,7 @@ class SphericalStatistics(NamedTuple):
 
 
 def spherical_statistics(
-  logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> SphericalStatistics:
   """The label's logit `o_y`, `s = sum_k o_k` and `q = sum_k o_k^2`.
 
@@ -70,14 +71,14 @@ def spherical_statistics(
 
 
 def z_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  sharpness: float | jax.Array = 1.0,
-  location: float | jax.Array = 0.0,
-  epsilon: float | jax.Array = 1e-12,
+  sharpness: ArrayLike = 1.0,
+  location: ArrayLike = 0.0,
+  epsilon: ArrayLike = 1e-12,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """The Z-loss `softplus(a (b - z_y)) / a` of the standardized logit `z_y = (o_y - mean(o)) / (std(o) + epsilon)`.
 
@@ -116,10 +117,10 @@ def z_loss(
 def z_loss_from_statistics(
   statistics: SphericalStatistics,
   *,
-  classes: int | jax.Array,
-  sharpness: float | jax.Array = 1.0,
-  location: float | jax.Array = 0.0,
-  epsilon: float | jax.Array = 1e-12,
+  classes: ArrayLike,
+  sharpness: ArrayLike = 1.0,
+  location: ArrayLike = 0.0,
+  epsilon: ArrayLike = 1e-12,
 ) -> jax.Array:
   """The Z-loss with `mean = s / classes` and `std = sqrt(q / classes - mean^2)`.
 
@@ -161,7 +162,7 @@ def z_loss_from_statistics(
 
 
 def taylor_softmax_loss(
-  logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """The log-Taylor-softmax `-log((1 + o_y + o_y^2 / 2) / sum_k (1 + o_k + o_k^2 / 2))`.
 
@@ -194,7 +195,7 @@ def taylor_softmax_loss(
   return batch.values(normalizer - _log_taylor(of_label(wide, batch.labels)[..., 0]))
 
 
-def taylor_softmax_from_statistics(statistics: SphericalStatistics, *, classes: int | jax.Array) -> jax.Array:
+def taylor_softmax_from_statistics(statistics: SphericalStatistics, *, classes: ArrayLike) -> jax.Array:
   """The log-Taylor-softmax loss with the normalizer `classes + s + q / 2`.
 
   >>> import jax.numpy as jnp
@@ -223,12 +224,12 @@ def taylor_softmax_from_statistics(statistics: SphericalStatistics, *, classes: 
 
 
 def spherical_softmax_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  epsilon: float | jax.Array = 1e-3,
+  epsilon: ArrayLike = 1e-3,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """The log-spherical-softmax `-log((o_y^2 + epsilon) / sum_k (o_k^2 + epsilon))`.
 
@@ -264,7 +265,7 @@ def spherical_softmax_loss(
 
 
 def spherical_softmax_from_statistics(
-  statistics: SphericalStatistics, *, classes: int | jax.Array, epsilon: float | jax.Array = 1e-3
+  statistics: SphericalStatistics, *, classes: ArrayLike, epsilon: ArrayLike = 1e-3
 ) -> jax.Array:
   """The log-spherical-softmax loss with the normalizer `q + classes * epsilon`.
 
@@ -295,7 +296,7 @@ def spherical_softmax_from_statistics(
 
 
 def one_hot_squared_error_loss(
-  logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """The squared error of the logits themselves to the one-hot label: `sum_k (o_k - [k = y])^2`.
 
@@ -348,7 +349,7 @@ def one_hot_squared_error_from_statistics(statistics: SphericalStatistics) -> ja
   return narrowed(others + (target - 1) ** 2, statistics.target.dtype)
 
 
-def log_partition_penalty(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
+def log_partition_penalty(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
   """The squared log-partition function `(log sum_k exp(z_k))^2`, which language models add with a weight near 1e-4.
 
   It is often called "z-loss" and has nothing to do with `z_loss` here.

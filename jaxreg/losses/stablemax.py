@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_same_shape
 from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed
@@ -12,7 +13,7 @@ __all__ = ["log_stablemax", "stablemax", "stablemax_cross_entropy", "stablemax_c
 _EXCLUDED = -1e4
 
 
-def stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
+def stablemax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
   """StableMax probabilities `s(z_i) / sum_j s(z_j)`, with `s(z) = 1 + z` for `z >= 0` and `1 / (1 - z)` for `z < 0`.
 
   It never saturates exponentially: a gap between two logits is forgotten only when it is itself lost to rounding. It is
@@ -42,7 +43,7 @@ def stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = No
   return jnp.moveaxis(ratio / jnp.where(total > 0, total, 1), -1, axis).astype(jnp.result_type(logits))
 
 
-def log_stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
+def log_stablemax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
   """Logarithm of StableMax, `log_softmax(g(z))` with the remapped logits `g(z) = sign(z) log(1 + |z|)`.
 
   >>> import jax, jax.numpy as jnp
@@ -72,7 +73,7 @@ def log_stablemax(logits: jax.Array, *, axis: int = -1, where: jax.Array | None 
 
 
 def stablemax_cross_entropy(
-  logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """StableMax cross-entropy (StCE) of integer labels, `log(1 + sum_{k != y} s(z_k) / s(z_y))`.
 
@@ -102,7 +103,7 @@ def stablemax_cross_entropy(
 
 
 def stablemax_cross_entropy_with_soft_labels(
-  logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """StableMax cross-entropy of dense targets, `-sum_k t_k log stablemax(z)_k`.
 

@@ -5,6 +5,7 @@ A loss is symmetric when its sum over all labels is constant.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.losses.labelled_logits import labelled
 from jaxreg.losses.softmax_family import label_log_probability, label_statistics, of_label, softmax_row
@@ -23,13 +24,13 @@ LOG_ZERO = -9.210340371976182
 
 
 def symmetric_cross_entropy_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  balance: float | jax.Array = 0.5,
-  log_zero: float | jax.Array = -4.0,
+  balance: ArrayLike = 0.5,
+  log_zero: ArrayLike = -4.0,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """SCE: `-(1 - b) log p_y - b A (1 - p_y)`, cross-entropy and reverse cross-entropy, weighted `1 - b` and `b`.
 
@@ -62,7 +63,7 @@ def symmetric_cross_entropy_loss(
 
 
 def mean_absolute_error_loss(
-  logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
   """MAE: `sum_k |p_k - [k = y]| = 2 (1 - p_y)`, the L1 distance between the softmax and the one-hot label.
 
@@ -91,7 +92,7 @@ def mean_absolute_error_loss(
   return batch.values(-2 * jnp.expm1(label_log_probability(batch)))
 
 
-def brier_loss(logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: jax.Array | None = None) -> jax.Array:
+def brier_loss(logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
   """MSE on probabilities (Brier score): `sum_k (p_k - [k = y])^2` with `p = softmax(logits)`.
 
   >>> import jax.numpy as jnp
@@ -118,12 +119,12 @@ def brier_loss(logits: jax.Array, labels: jax.Array, *, axis: int = -1, where: j
 
 
 def jensen_shannon_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  label_weight: float | jax.Array = 0.5,
+  label_weight: ArrayLike = 0.5,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """JS: `(w KL(e_y || m) + (1 - w) KL(p || m)) / (-(1 - w) log(1 - w))` with the mixture `m = w e_y + (1 - w) p`.
 
@@ -162,12 +163,12 @@ def jensen_shannon_loss(
 
 
 def reverse_cross_entropy_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  log_zero: float | jax.Array = LOG_ZERO,
+  log_zero: ArrayLike = LOG_ZERO,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """RCE: `-sum_k p_k log [k = y] = -A (1 - p_y)` with a finite `A` in place of `log 0`.
 
@@ -196,12 +197,12 @@ def reverse_cross_entropy_loss(
 
 
 def robust_log_loss(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: ArrayLike,
+  labels: ArrayLike,
   *,
-  alpha: float | jax.Array = 0.01,
+  alpha: ArrayLike = 0.01,
   axis: int = -1,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
 ) -> jax.Array:
   """RLL: `log((a + 1) / a) - log(a + p_y) + sum_{k != y} log(a + p_k) / (classes - 1)`, bounded and symmetric.
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
 
@@ -25,7 +26,7 @@ class MemorizationFractions(NamedTuple):
 
 
 def top_k_accuracy(
-  logits: jax.Array, labels: jax.Array, *, k: int | jax.Array = 1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, k: ArrayLike = 1, where: ArrayLike | None = None
 ) -> jax.Array:
   """The share of examples whose label is among the `k` largest logits.
 
@@ -55,7 +56,7 @@ def top_k_accuracy(
 
 
 def balanced_top_k_accuracy(
-  logits: jax.Array, labels: jax.Array, *, k: int | jax.Array = 1, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, *, k: ArrayLike = 1, where: ArrayLike | None = None
 ) -> jax.Array:
   """The mean over the classes that occur of the class's own top-k accuracy.
 
@@ -86,7 +87,7 @@ def balanced_top_k_accuracy(
   return jnp.mean(right.astype(dtype) / jnp.maximum(count, 1), where=count > 0)
 
 
-def area_under_roc(scores: jax.Array, positives: jax.Array, *, where: jax.Array | None = None) -> jax.Array:
+def area_under_roc(scores: ArrayLike, positives: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
   """AUROC: the probability that a positive example scores above a negative one, ties counting half.
 
   >>> import jax.numpy as jnp
@@ -117,6 +118,7 @@ def area_under_roc(scores: jax.Array, positives: jax.Array, *, where: jax.Array 
   where = _example_mask(where, positives)
   scores, positives = jnp.asarray(scores), jnp.asarray(positives)
   dtype = _metric_dtype(scores)
+  scores, positives = jnp.asarray(scores), jnp.asarray(positives)
   positive, negative = (positives != 0) & where, (positives == 0) & where
   order = jnp.argsort(scores)
   ranked = scores[order]
@@ -130,7 +132,7 @@ def area_under_roc(scores: jax.Array, positives: jax.Array, *, where: jax.Array 
 
 
 def memorization_fractions(
-  logits: jax.Array, labels: jax.Array, true_labels: jax.Array, *, where: jax.Array | None = None
+  logits: ArrayLike, labels: ArrayLike, true_labels: ArrayLike, *, where: ArrayLike | None = None
 ) -> MemorizationFractions:
   """How the examples with a wrong label are predicted: correctly, as the wrong label says (memorized), or otherwise.
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.norms import safe_norm, safe_sqrt
@@ -28,7 +29,7 @@ class OrthogonalityError(NamedTuple):
   spectral: jax.Array
 
 
-def conv_singular_values(kernel: jax.Array, *, size: int, stride: int = 1) -> jax.Array:
+def conv_singular_values(kernel: ArrayLike, *, size: int, stride: int = 1) -> jax.Array:
   """All singular values of a convolution with circular padding, from a Fourier transform instead of its matrix.
 
   The transform turns the matrix into one block of `outputs` rows and `inputs * stride^d` columns per output pixel.
@@ -72,7 +73,7 @@ def conv_singular_values(kernel: jax.Array, *, size: int, stride: int = 1) -> ja
   return jnp.linalg.svd(blocks / stride ** (d / 2), compute_uv=False)
 
 
-def orthogonality_error(singular_values: jax.Array) -> OrthogonalityError:
+def orthogonality_error(singular_values: ArrayLike) -> OrthogonalityError:
   """The Frobenius and the spectral norm of `A A^T - I` or `A^T A - I` from the singular values of `A`.
 
   With circular padding, output size `N` with `S N >= 2 k - 1` and `d` dimensions, the square of the Frobenius norm is
@@ -135,7 +136,7 @@ def orthogonality_spectral_constant(
   return float(min(([wide] if sizes.outputs <= columns else []) + ([tall] if sizes.outputs >= columns else [])))
 
 
-def isometry_bounds(penalty: jax.Array, *, spectral_constant: float | jax.Array) -> tuple[jax.Array, jax.Array]:
+def isometry_bounds(penalty: ArrayLike, *, spectral_constant: ArrayLike) -> tuple[jax.Array, jax.Array]:
   """Between which values all singular values lie at every image size: `sqrt(1 -+ e)` with `e = sqrt(alpha L_orth)`.
 
   >>> import jax.numpy as jnp
@@ -163,7 +164,7 @@ def isometry_bounds(penalty: jax.Array, *, spectral_constant: float | jax.Array)
   return safe_sqrt(1 - error), jnp.sqrt(1 + error)
 
 
-def certified_radius(logits: jax.Array, *, lipschitz_constant: float | jax.Array) -> jax.Array:
+def certified_radius(logits: ArrayLike, *, lipschitz_constant: ArrayLike) -> jax.Array:
   """The l2 radius within which the prediction cannot change: `(z_first - z_second) / (sqrt(2) lipschitz_constant)`.
 
   >>> import jax.numpy as jnp
@@ -204,7 +205,7 @@ class ConvSizes(NamedTuple):
   dimensions: int  # d
 
 
-def conv_sizes(kernel: jax.Array, stride: int) -> ConvSizes:
+def conv_sizes(kernel: ArrayLike, stride: int) -> ConvSizes:
   """The sizes of a kernel `[k, …, k, inputs, outputs]`; raises ValueError when it is none."""
   check_float("kernel", kernel)
   shape = jnp.shape(kernel)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter, check_same_shape
 from jaxreg.metrics.linear_probe import LinearProbe, check_features, class_members
@@ -62,11 +63,11 @@ def empty_stats(num_classes: int, num_features: int, dtype=jnp.float32) -> Gauss
 
 
 def gaussian_stats(
-  features: jax.Array,
-  labels: jax.Array,
+  features: ArrayLike,
+  labels: ArrayLike,
   *,
   num_classes: int,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
   axis_name: str | None = None,
 ) -> GaussianStats:
   """Counts, means and squared deviations of each class.
@@ -145,8 +146,8 @@ def merge_stats(first: GaussianStats, second: GaussianStats) -> GaussianStats:
 def stats_to_linear(
   stats: GaussianStats,
   *,
-  eps: float | jax.Array = 1e-9,
-  relative_floor: float | jax.Array = 0.0,
+  eps: ArrayLike = 1e-9,
+  relative_floor: ArrayLike = 0.0,
   prior: str = "empirical",
 ) -> LinearProbe:
   """Gaussian naive Bayes with one diagonal covariance `v`: `W_k = mu_k / v`, `b_k = log pi_k - sum_j mu_kj W_kj / 2`.
@@ -185,10 +186,10 @@ def stats_to_linear(
 
 def gaussian_scores(
   stats: GaussianStats,
-  features: jax.Array,
+  features: ArrayLike,
   *,
-  eps: float | jax.Array = 1e-9,
-  relative_floor: float | jax.Array = 0.0,
+  eps: ArrayLike = 1e-9,
+  relative_floor: ArrayLike = 0.0,
   prior: str = "empirical",
 ) -> jax.Array:
   """The joint log-likelihood of naive Bayes, `log pi_k - sum_j (x_j - mu_kj)^2 / (2 v_j)`, without what is constant.

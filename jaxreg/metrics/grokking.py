@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_same_shape
 from jaxreg.metrics.norms import safe_norm, scaled
@@ -11,7 +12,7 @@ from jaxreg.metrics.norms import safe_norm, scaled
 __all__ = ["nlm_alignment", "nlm_direction", "softmax_collapse_fraction", "tensor_norms", "zero_loss_fraction"]
 
 
-def softmax_collapse_fraction(logits: jax.Array, *, dtype=None, axis: int = -1) -> jax.Array:
+def softmax_collapse_fraction(logits: ArrayLike, *, dtype=None, axis: int = -1) -> jax.Array:
   """Fraction of examples whose softmax has collapsed: `sum_k exp(z_k - max z)` equals 1 in the loss's arithmetic.
 
   All classes but the largest are then absorbed by rounding. Where the largest is the label, loss and gradient of the
@@ -57,7 +58,7 @@ def softmax_collapse_fraction(logits: jax.Array, *, dtype=None, axis: int = -1) 
   return _fraction(rounded(jnp.sum(terms, axis=axis)), 1)
 
 
-def zero_loss_fraction(losses: jax.Array) -> jax.Array:
+def zero_loss_fraction(losses: ArrayLike) -> jax.Array:
   """Fraction of examples whose loss is exactly zero.
 
   >>> import jax.numpy as jnp

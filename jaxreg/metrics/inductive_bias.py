@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.noncentral_chi2 import noncentral_chi2_logcdf, noncentral_chi2_logpdf
@@ -50,7 +51,7 @@ class ScaledChi2(NamedTuple):
   log_likelihood: jax.Array
 
 
-def fit_scaled_chi2(errors: jax.Array, *, steps: int = 60) -> ScaledChi2:
+def fit_scaled_chi2(errors: ArrayLike, *, steps: int = 60) -> ScaledChi2:
   """The scaled noncentral chi-square law of maximal likelihood, by L-BFGS on logarithms from three starts.
 
   Errors are divided by their mean first, so that the fit is equivariant under scaling. All errors must not be equal.
@@ -113,7 +114,7 @@ def _minimize(start, *, errors, steps: int):
   return jnp.clip(best, -25, 12), lowest
 
 
-def scaled_chi2_inductive_bias(target: float | jax.Array, law: ScaledChi2) -> jax.Array:
+def scaled_chi2_inductive_bias(target: ArrayLike, law: ScaledChi2) -> jax.Array:
   """`-log P(error <= target)` of a scaled noncentral chi-square law, exact where the probability underflows.
 
   In the deep tail it grows by `df / 2` when the target falls by a factor e: `df` is the dimension over which to
@@ -142,7 +143,7 @@ def scaled_chi2_inductive_bias(target: float | jax.Array, law: ScaledChi2) -> ja
   return -noncentral_chi2_logcdf(x, df=law.df, nc=law.nc)
 
 
-def sankaran_inductive_bias(target: float | jax.Array, law: ScaledChi2) -> jax.Array:
+def sankaran_inductive_bias(target: ArrayLike, law: ScaledChi2) -> jax.Array:
   """The approximation `z^2 / 2`, z Sankaran's normal score of the target, that the published code falls back on.
 
   Only for comparison with published numbers: it is off by a third in the deep tail, and not small above the mean.
@@ -176,7 +177,7 @@ def sankaran_inductive_bias(target: float | jax.Array, law: ScaledChi2) -> jax.A
   return score**2 / 2
 
 
-def required_inductive_bias(errors: jax.Array, target: float | jax.Array, *, steps: int = 60) -> jax.Array:
+def required_inductive_bias(errors: ArrayLike, target: ArrayLike, *, steps: int = 60) -> jax.Array:
   """The bias required for test error `target`, from the errors of random hypotheses that fit the training set.
 
   Where all errors are equal, up to rounding, nothing is fitted: it is 0 at or above them and infinite below.
@@ -210,7 +211,7 @@ def required_inductive_bias(errors: jax.Array, target: float | jax.Array, *, ste
 
 
 def bootstrap_inductive_bias(
-  key: jax.Array, errors: jax.Array, target: float | jax.Array, *, resamples: int = 100, steps: int = 60
+  key: jax.Array, errors: ArrayLike, target: ArrayLike, *, resamples: int = 100, steps: int = 60
 ) -> jax.Array:
   """The required bias of errors resampled with replacement: its spread is the sampling error, given the law's form.
 
@@ -244,7 +245,7 @@ def bootstrap_inductive_bias(
 
 
 def encoded_inductive_bias(
-  reference_errors: jax.Array, model_errors: jax.Array, target: float | jax.Array, *, steps: int = 60
+  reference_errors: ArrayLike, model_errors: ArrayLike, target: ArrayLike, *, steps: int = 60
 ) -> jax.Array:
   """The bias that a model class encodes: what a reference space requires less what the class requires, same task.
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
 from jaxreg.metrics.norms import scaled
@@ -25,7 +26,7 @@ class GrokkingGap(NamedTuple):
   gap: jax.Array
 
 
-def kernel_alignment(kernel: jax.Array, targets: jax.Array) -> jax.Array:
+def kernel_alignment(kernel: ArrayLike, targets: ArrayLike) -> jax.Array:
   """Alignment of a kernel with its task, `y^T K y / (||K||_F ||y||^2)`: 1 if `K` is proportional to `y y^T`.
 
   For several outputs it is `<K, Y Y^T> / (||K||_F ||Y Y^T||_F)`. Nothing is centred. Evaluate the kernel on inputs that
@@ -57,7 +58,7 @@ def kernel_alignment(kernel: jax.Array, targets: jax.Array) -> jax.Array:
   return jnp.where(zero, 0, inner / jnp.sqrt(jnp.where(zero, 1, squares)))
 
 
-def kernel_difficulty(kernel: jax.Array, targets: jax.Array, *, ridge: float | jax.Array = 0.0) -> jax.Array:
+def kernel_difficulty(kernel: ArrayLike, targets: ArrayLike, *, ridge: ArrayLike = 0.0) -> jax.Array:
   """Difficulty of a task for a kernel, `y^T (K + ridge I)^-1 y`, summed over outputs.
 
   It is the squared distance that lazily trained parameters move to fit the targets (for a kernel normalised by
@@ -127,12 +128,12 @@ def relative_motion(params, initial_params) -> jax.Array:
 
 
 def grokking_gap(
-  steps: jax.Array,
-  train_losses: jax.Array,
-  test_losses: jax.Array,
+  steps: ArrayLike,
+  train_losses: ArrayLike,
+  test_losses: ArrayLike,
   *,
-  train_fraction: float | jax.Array = 0.1,
-  test_fraction: float | jax.Array = 0.3,
+  train_fraction: ArrayLike = 0.1,
+  test_fraction: ArrayLike = 0.3,
 ) -> GrokkingGap:
   """The delay between fitting and generalising, from recorded losses rather than accuracies.
 

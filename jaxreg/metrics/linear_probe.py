@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -38,7 +39,7 @@ class MinMaxScaling(NamedTuple):
   width: jax.Array
 
 
-def probe_logits(probe: LinearProbe, features: jax.Array) -> jax.Array:
+def probe_logits(probe: LinearProbe, features: ArrayLike) -> jax.Array:
   """The logits `W x + b`.
 
   >>> import jax.numpy as jnp
@@ -64,14 +65,14 @@ def probe_logits(probe: LinearProbe, features: jax.Array) -> jax.Array:
 
 
 def logistic_probe(
-  features: jax.Array,
-  labels: jax.Array,
+  features: ArrayLike,
+  labels: ArrayLike,
   *,
   num_classes: int,
-  l2: float | jax.Array = 1.0,
-  max_iterations: int | jax.Array = 1000,
-  tolerance: float | jax.Array = 1e-7,
-  where: jax.Array | None = None,
+  l2: ArrayLike = 1.0,
+  max_iterations: ArrayLike = 1000,
+  tolerance: ArrayLike = 1e-7,
+  where: ArrayLike | None = None,
 ) -> LinearProbe:
   """Multinomial logistic regression: minimises `sum_i CE(W x_i + b, y_i) + l2 / 2 ||W||^2` by L-BFGS; b is free.
 
@@ -126,7 +127,7 @@ def logistic_probe(
   return jax.tree.map(lambda leaf: leaf - leaf.mean(axis=0), found)
 
 
-def minmax_scaling(features: jax.Array, *, where: jax.Array | None = None) -> MinMaxScaling:
+def minmax_scaling(features: ArrayLike, *, where: ArrayLike | None = None) -> MinMaxScaling:
   """The scaling of each feature to [0, 1] on some examples: those of the training subset, never of the test set.
 
   >>> import jax.numpy as jnp
@@ -153,7 +154,7 @@ def minmax_scaling(features: jax.Array, *, where: jax.Array | None = None) -> Mi
   return MinMaxScaling(jnp.where(some, minimum, 0), jnp.where(some & (width != 0), width, 1))
 
 
-def minmax_scale(scaling: MinMaxScaling, features: jax.Array) -> jax.Array:
+def minmax_scale(scaling: MinMaxScaling, features: ArrayLike) -> jax.Array:
   """Features scaled as `minmax_scaling` found; those of other examples may leave [0, 1].
 
   >>> import jax.numpy as jnp

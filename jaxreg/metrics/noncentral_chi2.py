@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln, logsumexp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
@@ -13,7 +14,7 @@ __all__ = ["log_gammainc", "noncentral_chi2_logcdf", "noncentral_chi2_logpdf"]
 _CDF_TERMS, _PDF_TERMS = 512, 128
 
 
-def noncentral_chi2_logpdf(x: jax.Array, *, df: float | jax.Array, nc: float | jax.Array) -> jax.Array:
+def noncentral_chi2_logpdf(x: ArrayLike, *, df: ArrayLike, nc: ArrayLike) -> jax.Array:
   """Log density of the noncentral chi-square distribution, `log sum_j Poisson(j; nc / 2) chi2(x; df + 2 j)`.
 
   >>> import jax.numpy as jnp
@@ -52,7 +53,7 @@ def _logpdf(x, df, nc):
   return first + logsumexp(terms, axis=-1) + (half - 1) * jnp.log(x / 2) - jnp.log(2.0) - (x + nc) / 2
 
 
-def noncentral_chi2_logcdf(x: jax.Array, *, df: float | jax.Array, nc: float | jax.Array) -> jax.Array:
+def noncentral_chi2_logcdf(x: ArrayLike, *, df: ArrayLike, nc: ArrayLike) -> jax.Array:
   """Log probability of at most x, `log sum_j Poisson(j; nc / 2) P(df / 2 + j, x / 2)`.
 
   P is the regularised lower incomplete gamma function. Exact to rounding also where the probability underflows: in the
@@ -106,7 +107,7 @@ def _window_start(peak, terms: int):
 
 
 @jax.custom_jvp
-def log_gammainc(a: jax.Array, z: jax.Array) -> jax.Array:
+def log_gammainc(a: ArrayLike, z: ArrayLike) -> jax.Array:
   """Log of the regularised lower incomplete gamma function `P(a, z)`, with derivatives in both arguments, once.
 
   Below `z = a + 1` by the series `z^a exp(-z) / Gamma(a + 1) (1 + z / (a + 1) + …)`, whose log does not underflow.

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_same_shape
 
 __all__ = ["best_within_cost", "pareto_front"]
 
 
-def pareto_front(costs: jax.Array, values: jax.Array) -> jax.Array:
+def pareto_front(costs: ArrayLike, values: ArrayLike) -> jax.Array:
   """Whether a point is on the Pareto front: no other one costs at most as much, is at least as good, and better in one.
 
   >>> import jax.numpy as jnp
@@ -35,7 +36,7 @@ def pareto_front(costs: jax.Array, values: jax.Array) -> jax.Array:
   return ~(jnp.any(dominated, axis=-1) | jnp.isnan(costs) | jnp.isnan(values))
 
 
-def best_within_cost(costs: jax.Array, values: jax.Array, budgets: jax.Array) -> jax.Array:
+def best_within_cost(costs: ArrayLike, values: ArrayLike, budgets: ArrayLike) -> jax.Array:
   """The best value among the points that cost no more than each budget, and -inf where there is none.
 
   One family of networks dominates another when this is at least the other's value at each of its costs.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.classification import predicted_classes
@@ -15,12 +16,12 @@ __all__ = ["min_samples_to", "probe_sample_curve"]
 
 def probe_sample_curve(
   key: jax.Array,
-  features: jax.Array,
-  labels: jax.Array,
-  test_features: jax.Array,
-  test_labels: jax.Array,
+  features: ArrayLike,
+  labels: ArrayLike,
+  test_features: ArrayLike,
+  test_labels: ArrayLike,
   *,
-  sizes: jax.Array,
+  sizes: ArrayLike,
   heads: Mapping[str, Callable],
   num_classes: int,
   repeats: int = 5,
@@ -91,7 +92,7 @@ def probe_sample_curve(
   return jax.tree.map(lambda values: values.reshape(repeats, len(sizes)), curve)
 
 
-def min_samples_to(errors: jax.Array, sizes: jax.Array, *, target: float | jax.Array) -> jax.Array:
+def min_samples_to(errors: ArrayLike, sizes: ArrayLike, *, target: ArrayLike) -> jax.Array:
   """The first size at which the error is below the target.
 
   >>> import jax.numpy as jnp

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.norms import scaled
@@ -47,7 +48,7 @@ class WeightStats(NamedTuple):
   kurtosis: jax.Array
 
 
-def weight_moments(weights: jax.Array, *, ddof: int = 1) -> WeightMoments:
+def weight_moments(weights: ArrayLike, *, ddof: int = 1) -> WeightMoments:
   """Skewness `mean z^3` and kurtosis `mean z^4` of all entries, standardized by their mean and deviation.
 
   A normal law has kurtosis 3, a uniform one 1.8, two points 1. Equal weights have moments and gradients 0.
@@ -83,7 +84,7 @@ def weight_moments(weights: jax.Array, *, ddof: int = 1) -> WeightMoments:
 
 
 def weight_stats(
-  params, *, threshold: float | jax.Array = 0.1, in_axes: Callable[[str, jax.Array], tuple[int, ...]] | None = None
+  params, *, threshold: ArrayLike = 0.1, in_axes: Callable[[str, jax.Array], tuple[int, ...]] | None = None
 ) -> WeightStats:
   """The largest weight, the share of weights near zero and the kurtosis of a network's kernels.
 

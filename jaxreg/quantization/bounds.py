@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.metrics.sizes import static_integer
@@ -67,7 +68,7 @@ def activation_bound_init(channels: int, *, dtype=jnp.float32) -> BoundState:
 
 
 def activation_bound_update(
-  inputs: jax.Array, *, state: BoundState, rate: float | jax.Array = 0.1, axis_name: str | None = None
+  inputs: ArrayLike, *, state: BoundState, rate: ArrayLike = 0.1, axis_name: str | None = None
 ) -> BoundState:
   """Moves each statistic towards that of the batch, `m <- m + rate (batch - m)`, without correcting for the start at 0.
 
@@ -129,7 +130,7 @@ def mean_of_max_bound(state: BoundState) -> jax.Array:
   return jnp.maximum(jnp.abs(state.minimum), jnp.abs(state.maximum))
 
 
-def scaled_mean_magnitude_bound(state: BoundState, *, factor: float | jax.Array = 3.0) -> jax.Array:
+def scaled_mean_magnitude_bound(state: BoundState, *, factor: ArrayLike = 3.0) -> jax.Array:
   """A multiple of the mean magnitude, `factor * mean |x|`.
 
   >>> import jax.numpy as jnp
@@ -154,7 +155,7 @@ def scaled_mean_magnitude_bound(state: BoundState, *, factor: float | jax.Array 
   return factor * state.mean_magnitude
 
 
-def scaled_root_mean_square_bound(state: BoundState, *, factor: float | jax.Array = 3.0) -> jax.Array:
+def scaled_root_mean_square_bound(state: BoundState, *, factor: ArrayLike = 3.0) -> jax.Array:
   """A multiple of the root mean square, `factor * sqrt(mean x^2)`.
 
   >>> import jax.numpy as jnp
@@ -179,7 +180,7 @@ def scaled_root_mean_square_bound(state: BoundState, *, factor: float | jax.Arra
   return factor * jnp.sqrt(jnp.maximum(state.mean_square, 0))
 
 
-def mean_plus_deviation_bound(state: BoundState, *, factor: float | jax.Array = 3.0) -> jax.Array:
+def mean_plus_deviation_bound(state: BoundState, *, factor: ArrayLike = 3.0) -> jax.Array:
   """Mean and deviations, `|mean x| + factor * sqrt(mean x^2 - (mean x)^2)`.
 
   >>> import jax.numpy as jnp
@@ -213,7 +214,7 @@ BOUND_RULES = {
 
 
 def freeze_bounds(
-  stats: Any, *, when: bool | jax.Array = True, rule: Callable[[BoundState], jax.Array] = mean_of_max_bound
+  stats: Any, *, when: ArrayLike = True, rule: Callable[[BoundState], jax.Array] = mean_of_max_bound
 ) -> Any:
   """The statistics of a whole network with every bound computed from them, when it is time, and as they are otherwise.
 

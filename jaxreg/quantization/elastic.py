@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import ArrayLike
 
 from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS, ElasticQuantizer, calibrated_tables, has_sign
 from jaxreg.quantization.layers import circular_padding, conv_dimensions, conv_window, layer_parameters
@@ -65,7 +66,7 @@ class ElasticDense(nn.Module):
   bias_init: Callable = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     inputs, kernel, bias = _operands(self, inputs, (inputs.shape[-1], self.features))
     outputs = inputs @ kernel
     return outputs if bias is None else outputs + bias
@@ -103,7 +104,7 @@ class ElasticConv(nn.Module):
   bias_init: Callable = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     window = conv_window(self, inputs)
     inputs, kernel, bias = _operands(self, inputs, window.kernel_shape)
     inputs, padding = circular_padding(inputs, window)
@@ -173,7 +174,7 @@ def calibrate_elastic(model: nn.Module, variables: Mapping[str, Any], *arguments
   return {**variables, "params": unflatten_dict(params), "calibration": unflatten_dict(signs)}
 
 
-def recalibrate_batch_norm(model: nn.Module, variables: Mapping[str, Any], batches: jax.Array) -> dict:
+def recalibrate_batch_norm(model: nn.Module, variables: Mapping[str, Any], batches: ArrayLike) -> dict:
   """The variables with batch statistics of their current configuration, from batches that train nothing.
 
   A supernet's moving averages mix all its configurations, so each needs statistics of its own before it is evaluated.

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
+from jax.typing import ArrayLike
 
 from jaxreg.metrics.sizes import is_integer
 from jaxreg.quantization.elastic import ElasticConfig, ElasticConv, ElasticDense
@@ -94,11 +95,11 @@ def config_variables(config: ElasticConfig, layers: Sequence[ElasticLayer]) -> d
 def uniform_config(
   layers: int,
   *,
-  bits: int | jax.Array,
-  end_bits: int | jax.Array = ELASTIC_BITS[-1],
-  per_channel: bool | jax.Array = False,
-  weight_symmetric: bool | jax.Array = True,
-  act_symmetric: bool | jax.Array = True,
+  bits: ArrayLike,
+  end_bits: ArrayLike = ELASTIC_BITS[-1],
+  per_channel: ArrayLike = False,
+  weight_symmetric: ArrayLike = True,
+  act_symmetric: ArrayLike = True,
 ) -> ElasticConfig:
   """The same for all layers, except for the bits of the first and the last one.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.quantization.straight_through import straight_through_value
@@ -27,13 +28,13 @@ _NON_NEGATIVE = -1e-9  # inputs above this, times their magnitude where that is 
 
 
 def lsq_quantize(
-  values: jax.Array,
-  scale: jax.Array,
-  offset: jax.Array | float = 0.0,
+  values: ArrayLike,
+  scale: ArrayLike,
+  offset: ArrayLike = 0.0,
   *,
-  bits: int | jax.Array,
-  signed: bool | jax.Array = True,
-  gradient_factor: float | jax.Array = 1.0,
+  bits: ArrayLike,
+  signed: ArrayLike = True,
+  gradient_factor: ArrayLike = 1.0,
 ) -> jax.Array:
   """Values on a learned grid, `S round(clip(t, n, p)) + offset` with `t = (values - offset) / S`, `S = |scale| + 1e-6`.
 
@@ -113,12 +114,12 @@ class LsqTable(NamedTuple):
 
 
 def lsq_calibrate(
-  values: jax.Array,
+  values: ArrayLike,
   *,
   bits: Sequence[int] = ELASTIC_BITS,
-  symmetric: bool | jax.Array,
+  symmetric: ArrayLike,
   per_channel: bool = False,
-  signed: bool | jax.Array = True,
+  signed: ArrayLike = True,
   candidates: int = 80,
 ) -> LsqTable:
   """Step sizes and offsets with the smallest error `mean |x - quantized|^2.4` among clipped ranges.
@@ -219,11 +220,11 @@ class ElasticQuantizer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    values: jax.Array,
+    values: ArrayLike,
     *,
-    bits: int | jax.Array,
-    symmetric: bool | jax.Array,
-    per_channel: bool | jax.Array = False,
+    bits: ArrayLike,
+    symmetric: ArrayLike,
+    per_channel: ArrayLike = False,
   ) -> jax.Array:
     check_hyperparameter("bits", bits, low=0, high=ELASTIC_BITS[-1])
     first = functools.cache(lambda: calibrated_tables(values, channels=self.channels, candidates=1))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.quantization.straight_through import straight_through_value
@@ -42,9 +43,9 @@ class Quantized(NamedTuple):
 
 
 def fake_quant_weight(
-  weights: jax.Array,
+  weights: ArrayLike,
   *,
-  bits: int | jax.Array | None,
+  bits: ArrayLike | None,
   reduce_axes: Sequence[int] | None = None,
   official_ties: bool = False,
 ) -> jax.Array:
@@ -82,10 +83,10 @@ def fake_quant_weight(
 
 
 def fake_quant_activation(
-  inputs: jax.Array,
+  inputs: ArrayLike,
   *,
-  bits: int | jax.Array | None,
-  bound: float | jax.Array,
+  bits: ArrayLike | None,
+  bound: ArrayLike,
   signed: bool,
   official_ties: bool = False,
 ) -> jax.Array:
@@ -133,9 +134,7 @@ def fake_quant_activation(
   return jnp.where(bound < 0, inputs, quantized)
 
 
-def quantize_weight(
-  weights: jax.Array, *, bits: int | jax.Array, reduce_axes: Sequence[int] | None = None
-) -> Quantized:
+def quantize_weight(weights: ArrayLike, *, bits: ArrayLike, reduce_axes: Sequence[int] | None = None) -> Quantized:
   """The integers in `[-B, B]`, `B = 2^(bits - 1) - 1`, behind `fake_quant_weight`, and their scale.
 
   >>> import jax.numpy as jnp
@@ -159,9 +158,7 @@ def quantize_weight(
   return _quantized_weight(weights, bits, reduce_axes)[0]
 
 
-def quantize_activation(
-  inputs: jax.Array, *, bits: int | jax.Array, bound: float | jax.Array, signed: bool
-) -> Quantized:
+def quantize_activation(inputs: ArrayLike, *, bits: ArrayLike, bound: ArrayLike, signed: bool) -> Quantized:
   """The integers behind `fake_quant_activation`, in `[-B, B]` or in `[0, 2^bits - 1]`, and their scale.
 
   >>> import jax.numpy as jnp

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float
 from jaxreg.extras import extra_needed
@@ -23,7 +24,7 @@ __all__ = ["IntegerConv", "IntegerDense", "aqt_dot_general", "integer_conv", "in
 _SHIFT = 128  # brings unsigned 8-bit activations into the range of signed ones
 
 
-def integer_dot(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def integer_dot(lhs: ArrayLike, rhs: ArrayLike) -> jax.Array:
   """The exact product of 8-bit integers, `lhs[..., i] rhs[i, j]` summed over `i` in 32 bits.
 
   >>> import jax.numpy as jnp
@@ -100,12 +101,12 @@ def aqt_dot_general(*, bits: int, quantized_backward: bool = True) -> Callable:
 
 
 def integer_dense(
-  inputs: jax.Array,
-  kernel: jax.Array | Quantized,
+  inputs: ArrayLike,
+  kernel: ArrayLike | Quantized,
   *,
-  weight_bits: int | jax.Array,
-  act_bits: int | jax.Array,
-  bound: float | jax.Array,
+  weight_bits: ArrayLike,
+  act_bits: ArrayLike,
+  bound: ArrayLike,
   signed: bool,
 ) -> jax.Array:
   """A dense layer in integers: what its fake-quantized operands give, `(q_x q_w) / (s_x s_w)`, up to one rounding.
@@ -141,12 +142,12 @@ def integer_dense(
 
 
 def integer_conv(
-  inputs: jax.Array,
-  kernel: jax.Array | Quantized,
+  inputs: ArrayLike,
+  kernel: ArrayLike | Quantized,
   *,
-  weight_bits: int | jax.Array,
-  act_bits: int | jax.Array,
-  bound: float | jax.Array,
+  weight_bits: ArrayLike,
+  act_bits: ArrayLike,
+  bound: ArrayLike,
   signed: bool,
   strides: Sequence[int] = (1, 1),
   padding: str | Sequence[tuple[int, int]] = "SAME",
@@ -289,7 +290,7 @@ class IntegerDense(nn.Module):
   from_first_batch: bool = True
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     kernel, bias = _parameters(self, (inputs.shape[-1], self.features))
     outputs = integer_dense(inputs, kernel, **_grids(self, inputs))
     return outputs if bias is None else outputs + bias
@@ -337,7 +338,7 @@ class IntegerConv(nn.Module):
   from_first_batch: bool = True
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     window = conv_window(self, inputs)
     kernel, bias = _parameters(self, window.kernel_shape)
     options = dict(strides=window.strides, padding=window.padding, kernel_dilation=window.dilation)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
+from jax.typing import ArrayLike
 
 from jaxreg.metrics.sizes import is_integer
 from jaxreg.quantization.bounds import activation_bound_init, activation_bound_update
@@ -74,7 +75,7 @@ class ActivationBound(nn.Module):
   from_first_batch: bool = True
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     state = self.variable("quant_stats", "state", activation_bound_init, inputs.shape[-1], dtype=inputs.dtype)
     if self.is_mutable_collection("quant_stats"):
       if not self.is_initializing():
@@ -130,7 +131,7 @@ class QDense(nn.Module):
   from_first_batch: bool = True
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     inputs, kernel, bias = _operands(self, inputs, (inputs.shape[-1], self.features))
     outputs = inputs @ kernel
     return outputs if bias is None else outputs + bias
@@ -178,7 +179,7 @@ class QConv(nn.Module):
   conv_general_dilated: Callable = jax.lax.conv_general_dilated
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: ArrayLike) -> jax.Array:
     window = conv_window(self, inputs)
     inputs, kernel, bias = _operands(self, inputs, window.kernel_shape)
     inputs, padding = circular_padding(inputs, window)

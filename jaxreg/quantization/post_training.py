@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import ArrayLike
 
 from jaxreg.quantization.bounds import (
   BoundState,
@@ -218,7 +219,7 @@ def import_integers(arrays: Mapping[str, np.ndarray]) -> dict:
   return unflatten_dict(flat, sep="/")
 
 
-def pack_int4(values: jax.Array) -> np.ndarray:
+def pack_int4(values: ArrayLike) -> np.ndarray:
   """Integers from -8 to 7, two to a byte: the first of each pair in the lower half.
 
   >>> import numpy as np

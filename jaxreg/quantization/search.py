@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter
 from jaxreg.quantization.elastic import ElasticConfig
@@ -13,7 +14,7 @@ from jaxreg.quantization.elastic_quantizer import ELASTIC_BITS
 __all__ = ["AccuracyPredictor", "average_bits", "encode_config", "evolve_bits"]
 
 
-def average_bits(bits: jax.Array, sizes: Sequence[int] | jax.Array) -> jax.Array:
+def average_bits(bits: ArrayLike, sizes: ArrayLike | Sequence[int]) -> jax.Array:
   """The mean of the inner layers' bits, weighted by their sizes, `sum_l b_l P_l / sum_l P_l` over layers 2 to L - 1.
 
   >>> import jax.numpy as jnp
@@ -96,7 +97,7 @@ class AccuracyPredictor(nn.Module):
   hidden: Sequence[int] = (200,) * 6
 
   @nn.compact
-  def __call__(self, features: jax.Array) -> jax.Array:
+  def __call__(self, features: ArrayLike) -> jax.Array:
     values = features
     for width in self.hidden:
       values = nn.relu(nn.Dense(width)(values))
@@ -105,18 +106,18 @@ class AccuracyPredictor(nn.Module):
 
 def evolve_bits(
   key: jax.Array,
-  score: Callable[[ElasticConfig], jax.Array],
+  score: Callable[[ElasticConfig], ArrayLike],
   *,
   config: ElasticConfig,
   weight_sizes: Sequence[int],
   act_sizes: Sequence[int],
-  target: float | jax.Array,
-  slack: float | jax.Array = 0.5,
+  target: ArrayLike,
+  slack: ArrayLike = 0.5,
   candidates: Sequence[int] = ELASTIC_BITS,
   population: int = 100,
   generations: int = 500,
   parent_share: float = 0.25,
-  mutation_rate: float | jax.Array = 0.1,
+  mutation_rate: ArrayLike = 0.1,
 ) -> tuple[ElasticConfig, jax.Array]:
   """Genetic search for the inner layers' bits with the highest score among those with a given average.
 

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_same_shape
 
 __all__ = ["straight_through_floor", "straight_through_round", "straight_through_value"]
 
 
-def straight_through_value(values: jax.Array, replaced: jax.Array) -> jax.Array:
+def straight_through_value(values: ArrayLike, replaced: ArrayLike) -> jax.Array:
   """`replaced` in the forward pass, with the gradient of `values`.
 
   Written as `values + stop_gradient(replaced - values)` it would round; this form returns `replaced` bit for bit.
@@ -36,7 +37,7 @@ def straight_through_value(values: jax.Array, replaced: jax.Array) -> jax.Array:
   return _straight_through(values, jax.lax.stop_gradient(jnp.asarray(replaced, jnp.result_type(values))))
 
 
-def straight_through_floor(values: jax.Array) -> jax.Array:
+def straight_through_floor(values: ArrayLike) -> jax.Array:
   """`floor(values)` with derivative one.
 
   >>> import jax
@@ -58,7 +59,7 @@ def straight_through_floor(values: jax.Array) -> jax.Array:
   return _straight_through(values, jax.lax.stop_gradient(jnp.floor(values)))
 
 
-def straight_through_round(values: jax.Array) -> jax.Array:
+def straight_through_round(values: ArrayLike) -> jax.Array:
   """`floor(values + 1/2)`, that is rounding with halves upwards, with derivative one.
 
   >>> import jax

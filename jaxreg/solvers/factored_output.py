@@ -229,7 +229,7 @@ def factored_sgd_step(
   shift = state.shift - rate * jnp.sum(h * (on_square * _dot(h, state.shift)[:, None] + on_total), axis=0)
   mixing = state.mixing - _dot(_dot(h, state.mixing.T).T, rate * on_square * h)
   inverse, directions = _shrunk_inverse(state.mixing_inverse, h, rate * on_square)
-  factor = state.factor.at[classes].add(-rate * on_label[..., None] * directions[:, None])
+  factor = jnp.asarray(state.factor).at[classes].add(-rate * on_label[..., None] * directions[:, None])
   new = FactoredState(factor, mixing, inverse, shift, gram, total, state.step + 1)
   return new, gradient.astype(inputs.dtype)
 

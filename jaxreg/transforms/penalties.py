@@ -1,7 +1,7 @@
 """Any penalty of the parameters as a gradient transformation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class PenalizeState(NamedTuple):
 
 
 def penalize(
-  penalty: Callable[[optax.Params], jax.Array], weight: ArrayLike | optax.Schedule
+  penalty: Callable[[Any], ArrayLike], weight: ArrayLike | optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
   """Adds the gradient of a penalty to the updates, `u + weight * grad penalty(params)`.
 
