@@ -204,7 +204,7 @@ def compander_init(
   raw = jax.tree_util.tree_map_with_path(reparameterize, params)
   if jax.tree.leaves(params) and not log_amplitude:
     names = ", ".join(parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
-    raise ValueError(f"select must choose parameters to compand, got none of {names}.")
+    raise ValueError(f"select must choose parameters to compand, got none of {names or 'an array without a name'}.")
   return CompandedParams(raw, log_amplitude, log_width)
 
 

@@ -181,19 +181,27 @@ def load_params(folder, step: int | None = None, *, field: str = "params", dtype
   """
   if field not in ("params", "extra"):
     raise ValueError(f"field must be params or extra, got {field!r}.")
+  saved, leaves = _load_part(folder, step, field)
+  if dtype is not None:
+    floating = lambda leaf: not structure.is_key(leaf) and jax.numpy.issubdtype(leaf.dtype, np.floating)
+    leaves = [leaf.astype(dtype) if floating(leaf) else leaf for leaf in leaves]
+  return structure.decode(saved["structure"], leaves)[field]
+
+
+def _load_part(folder, step: int | None, name: str) -> tuple[dict, list]:
+  """What the manifest says of a part of the state, and its leaves as NumPy arrays or arrays of typed keys."""
   step = latest(folder) if step is None else step
   if step is None:
     raise CheckpointError(f"no good checkpoint in {folder}.")
   path = _checked(folder, step)
-  saved = _read_manifest(path)["parts"][field]
+  saved = _read_manifest(path)["parts"][name]
   stored = {}
   if any(0 not in shape for _, shape in saved["leaves"]):
     with ocp.PyTreeCheckpointer() as checkpointer:
-      item = checkpointer.metadata((path / field).absolute()).item_metadata
+      item = checkpointer.metadata((path / name).absolute()).item_metadata
       arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item.tree)
-      stored = checkpointer.restore((path / field).absolute(), restore_args=arguments)
-  leaves = [_loaded(stored.get(str(index)), *kind, dtype) for index, kind in enumerate(saved["leaves"])]
-  return structure.decode(saved["structure"], leaves)[field]
+      stored = checkpointer.restore((path / name).absolute(), restore_args=arguments)
+  return saved, [_loaded(stored.get(str(index)), *kind) for index, kind in enumerate(saved["leaves"])]
 
 
 def predict(task, folder, inputs, *, step: int | None = None):
@@ -211,13 +219,15 @@ def predict(task, folder, inputs, *, step: int | None = None):
   """
   if task.predict is None:
     raise ValueError("this task does not say how to predict.")
-  params, extra = load_params(folder, step), load_params(folder, step, field="extra")
+  step = latest(folder) if step is None else step
   like = jax.eval_shape(lambda: task.init(jax.random.key(0), dict(task.hparams)))
-  for name, tree, wanted in (("params", params, like.params), ("extra", extra, like.extra)):
-    _check_fit(name, *structure.encode({name: wanted}), *structure.encode({name: tree}))
-  params, extra = (jax.tree.unflatten(jax.tree.structure(wanted), structure.encode(tree)[1])
-                   for tree, wanted in ((params, like.params), (extra, like.extra)))  # fmt: skip
-  return jax.jit(task.predict)(TrainState(np.int32(0), None, params, extra), inputs)
+  parts = {}
+  for name, wanted in (("params", like.params), ("extra", like.extra)):
+    saved, leaves = _load_part(folder, step, name)
+    shape, expected = structure.encode({name: wanted})
+    _compare(name, shape, list(map(structure.describe, expected)), saved["structure"], saved["leaves"], cast=False)
+    parts[name] = jax.tree.unflatten(jax.tree.structure(wanted), leaves)
+  return jax.jit(task.predict)(TrainState(np.int32(0), None, **parts), inputs)
 
 
 def _restore_part(path, name: str, tree, saved: dict, cast: bool):
@@ -245,11 +255,6 @@ def _restore_part(path, name: str, tree, saved: dict, cast: bool):
 
 def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: str):
   return jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype), sharding=leaf.sharding)
-
-
-def _check_fit(name, shape, leaves, saved_shape, saved_leaves) -> None:
-  described = lambda leaves: [structure.describe(leaf) for leaf in leaves]
-  _compare(name, shape, described(leaves), saved_shape, described(saved_leaves), cast=False)
 
 
 def _compare(name, shape, leaves, saved_shape, saved_leaves, cast: bool) -> None:
@@ -282,12 +287,10 @@ def _place(shape, index: int, count: int) -> str:
   return f"array {index}"
 
 
-def _loaded(array, kind: str, shape, dtype):
+def _loaded(array, kind: str, shape):
   if array is None:
     return np.zeros(shape, np.dtype(kind))
-  if kind in structure.KEYS:
-    return jax.random.wrap_key_data(array, impl=structure.KEYS[kind])
-  return array.astype(dtype) if dtype is not None and jax.numpy.issubdtype(array.dtype, np.floating) else array
+  return jax.random.wrap_key_data(array, impl=structure.KEYS[kind]) if kind in structure.KEYS else array
 
 
 def _parts(state: TrainState) -> dict[str, dict]:

@@ -36,8 +36,8 @@ def gradient_task(
     objective: `(params, extra, batch, context) -> (loss, (extra, metrics))` with a `Context`; the loss and each metric
       are scalars, or a `Mean` where examples have weights.
     optimizer: `hparams -> optax.GradientTransformation`. One that looks at the objective elsewhere (sharpness-aware
-      minimisation, L-BFGS, line searches) gets those of `value`, `grad`, `value_fn(params)` and `grad_fn(params)` that
-      its `update` asks for; looking moves neither `extra` nor the key.
+      minimisation, L-BFGS, line searches, Sophia) gets those of `value`, `grad`, `value_fn(params)`, `obj_fn(params)`
+      (the same) and `grad_fn(params)` that its `update` asks for; looking moves neither `extra` nor the key.
     data: as in `Task`.
     batch_size: as in `Task`.
     hparams: as in `Task`.
@@ -70,11 +70,13 @@ def gradient_task(
 
       gradients = lambda params: _gradients(objective, how, params, state.extra, batch, context)
       loss, extra, metrics, grads = gradients(state.params)
+      # A line search refuses what neither it nor `value_fn` takes.
+      value_fn = lambda params, grad_fn=None, obj_fn=None: _value(objective, how, params, state.extra, batch, context)
       looks = {
         "value": loss,
         "grad": grads,
-        # A line search refuses what neither it nor `value_fn` takes.
-        "value_fn": lambda params, grad_fn=None: _value(objective, how, params, state.extra, batch, context),
+        "value_fn": value_fn,
+        "obj_fn": value_fn,  # its name in estimates of the Hessian's diagonal (`optax.contrib.sophia`)
         # Sharpness-aware minimisation also says which of its steps it is in.
         "grad_fn": lambda params, *_: gradients(params)[3],
       }

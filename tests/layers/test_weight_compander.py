@@ -193,6 +193,12 @@ def test_attention_is_clipped_at_the_scale_of_its_inputs():
   assert "query_kernel_log_amplitude" in learned and not any("/" in name for name in learned)
 
 
+@pytest.mark.parametrize("params, names", [({"scale": jnp.ones(2)}, "scale"), (jnp.ones(2), "an array without a name")])
+def test_selecting_nothing_is_refused(params, names):
+  with pytest.raises(ValueError, match=f"select must choose parameters to compand, got none of {names}"):
+    weight_compander.compander_init(params)
+
+
 def test_selection_leaves_the_rest_alone(companded):
   select = lambda path, leaf: weight_compander.is_kernel(path, leaf) and not path.startswith("Dense_2")
   some = jax.jit(functools.partial(weight_compander.compander_init, select=select))(PARAMS)

@@ -1,12 +1,17 @@
 """Checkpoints give back what was saved: structures of every kind, dtypes, and a clear word where they do not fit."""
 
+import collections
+import dataclasses
 import typing
 
+import equinox as eqx
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from jaxreg.training import CheckpointError, checkpoint, fit, gradient_task, load_params, mesh, predict, program
 
@@ -63,6 +68,48 @@ def test_structures_come_back_as_saved(name, tmp_path):
       jax.tree.map(lambda a, b: np.testing.assert_array_equal(plain(a), plain(b)), loaded, tree)
       jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), loaded, tree)
   np.testing.assert_allclose(predict(task, tmp_path, X), task.predict(state, X), rtol=1e-6)
+
+
+@flax.struct.dataclass
+class Structured:
+  w: jax.Array
+  name: str = flax.struct.field(pytree_node=False, default="a")
+
+
+class Module(eqx.Module):
+  w: jax.Array
+  name: str = eqx.field(static=True, default="a")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Registered:
+  w: jax.Array
+
+
+GRAPH, STATE = nnx.split(nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
+NODES = {
+  "flax dataclass": (Structured(W), lambda p, e, x: x @ p.w),
+  "equinox module": (Module(W), lambda p, e, x: x @ p.w),
+  "registered dataclass": (Registered(W), lambda p, e, x: x @ p.w),
+  "nnx state": (STATE, lambda p, e, x: nnx.merge(GRAPH, p)(x)[:, 0]),
+  "frozen dict": (flax.core.freeze({"w": W}), lambda p, e, x: x @ p["w"]),
+  "ordered dict": (collections.OrderedDict(b=W, a=B), lambda p, e, x: x @ p["b"] + p["a"]),
+  "default dict": (collections.defaultdict(list, w=W), lambda p, e, x: x @ p["w"]),
+  "in extra": ({"w": W}, lambda p, e, x: x @ p["w"] + 0 * e[0].w.sum(), [Registered(W)]),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_predictions_with_nodes_that_only_the_registry_knows(name, tmp_path):
+  task = make(*NODES[name])
+  fit(task, steps=2, folder=tmp_path, **OPTIONS)
+  state = fit(task, steps=4, folder=tmp_path, **OPTIONS).state  # resumes
+  assert jax.tree.structure(state) == jax.tree.structure(fit(task, steps=4, **OPTIONS).state)
+  np.testing.assert_allclose(predict(task, tmp_path, X), task.predict(state, X), rtol=1e-6)
+  other = make({"v": W}, lambda p, e, x: x @ p["v"])
+  with pytest.raises(CheckpointError, match="params|extra"):
+    predict(other, tmp_path, X)
 
 
 def test_a_named_tuple_whose_class_is_gone_keeps_its_fields(tmp_path, monkeypatch):

@@ -100,6 +100,8 @@ OPTIMIZERS = {
   "apply if finite": optax.apply_if_finite(optax.sgd(0.1), 3),
   "schedule free": optax.contrib.schedule_free_sgd(0.1),
   "sam": SAM(),
+  "sophia": optax.contrib.sophia(0.1),
+  "sophia in a chain": optax.chain(optax.contrib.sophia(0.1), optax.scale_by_backtracking_linesearch(10)),
 }
 
 
