@@ -15,3 +15,16 @@ def test_examples_run(page, tmp_path, monkeypatch):
   names = {}
   for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
     exec(compile(code, str(page), "exec"), names)
+
+
+def test_guarantees_name_the_tests_that_hold_them():
+  """Every row of the page's tables, and the tests are there."""
+  page = (DOCS / "guarantees.md").read_text(encoding="utf-8")
+  rows = [line for line in page.split("\n") if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
+  assert len(rows) > 40
+  for row in rows:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row)
+    assert named, row
+    for path, test in named:
+      source = (pathlib.Path(__file__).parent / path).read_text(encoding="utf-8")
+      assert re.search(rf"^def {test}\(", source, flags=re.M), f"{path}::{test}"
