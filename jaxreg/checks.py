@@ -103,6 +103,13 @@ def _described(value) -> str:
   return "None" if value is None else f"{type(value).__name__} {value!r}"[:80]
 
 
+def shape_without(array, axis: int) -> tuple[int, ...]:
+  """The shape of an array without one of its axes."""
+  shape = list(jnp.shape(array))
+  del shape[axis]
+  return tuple(shape)
+
+
 def broadcasts(shape, target) -> bool:
   """Whether an array of `shape` broadcasts to `target`."""
   try:

@@ -158,8 +158,8 @@ def gaussian_mixture_score(
 def _mixture(noisy, signal, variance, means, variances, weights):
   """All arguments wide, with the gaps `x - alpha mu_k`, posterior probabilities and variances of the components."""
   check_float("noisy", noisy)
-  check_hyperparameter("signal", signal)
-  check_hyperparameter("variance", variance, low=0, open_low=True)
+  check_hyperparameter("signal", signal, shape=jnp.shape(noisy)[:-1])
+  check_hyperparameter("variance", variance, low=0, open_low=True, shape=jnp.shape(noisy)[:-1])
   shapes = jnp.shape(means), jnp.shape(variances), jnp.shape(weights)
   if len(shapes[0]) != 2 or shapes[0][1:] != jnp.shape(noisy)[-1:] or set(shapes[1:]) != {shapes[0][:1]}:
     raise ValueError(
@@ -234,8 +234,8 @@ def score_from_posterior_mean(
 
   Reference: Han, Razaviyayn, Xu, ICLR 2024, the parametric form of the score.
   """
-  check_hyperparameter("signal", signal)
-  check_hyperparameter("variance", variance, low=0, open_low=True)
+  check_hyperparameter("signal", signal, shape=jnp.shape(noisy)[:-1])
+  check_hyperparameter("variance", variance, low=0, open_low=True, shape=jnp.shape(noisy)[:-1])
   wide, signal, variance, dtype = _pair(signal, variance, posterior_mean=posterior_mean, noisy=noisy)
   return ((signal * wide[0] - wide[1]) / variance).astype(dtype)
 
@@ -263,8 +263,8 @@ def posterior_mean_from_score(
 
   Reference: Han, Razaviyayn, Xu, ICLR 2024, the parametric form of the score.
   """
-  check_hyperparameter("signal", signal, low=0, open_low=True)
-  check_hyperparameter("variance", variance, low=0)
+  check_hyperparameter("signal", signal, low=0, open_low=True, shape=jnp.shape(noisy)[:-1])
+  check_hyperparameter("variance", variance, low=0, shape=jnp.shape(noisy)[:-1])
   wide, signal, variance, dtype = _pair(signal, variance, score=score, noisy=noisy)
   return ((wide[1] + variance * wide[0]) / signal).astype(dtype)
 

@@ -342,7 +342,7 @@ def sine_sphere_dual(q: ArrayLike) -> DualActivation:
 
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the sine activation of the experiments.
   """
-  check_hyperparameter("q", q, low=0, open_low=True)
+  check_hyperparameter("q", q, low=0, open_low=True, shape=())
   dual = normalize_dual(sine_dual(frequency=q**0.5))
 
   def complement(t):

@@ -182,9 +182,10 @@ def coefficient_filter(
     out anew).
   """
   check_float("eigenvalues", eigenvalues)
-  check_hyperparameter("ridge", ridge, low=0, open_low=True)
-  check_hyperparameter("target_weight", target_weight, low=0, high=1)
-  check_hyperparameter("rounds", rounds, low=1)
+  shape = jnp.shape(eigenvalues)
+  check_hyperparameter("ridge", ridge, low=0, open_low=True, shape=shape)
+  check_hyperparameter("target_weight", target_weight, low=0, high=1, shape=shape)
+  check_hyperparameter("rounds", rounds, low=1, shape=shape)
   d = _wide(eigenvalues)
   ridge, weight, refits = (jnp.asarray(x, d.dtype) for x in (ridge, target_weight, rounds - 1))
   log_power = _refit_log_power(d, ridge, weight, refits)

@@ -188,7 +188,7 @@ def certified_radius(logits: ArrayLike, *, lipschitz_constant: ArrayLike) -> jax
   check_float("logits", logits)
   if jnp.ndim(logits) < 1 or jnp.shape(logits)[-1] < 2:
     raise ValueError(f"logits must have a last axis of at least two classes, got shape {jnp.shape(logits)}.")
-  check_hyperparameter("lipschitz_constant", lipschitz_constant, low=0, open_low=True)
+  check_hyperparameter("lipschitz_constant", lipschitz_constant, low=0, open_low=True, shape=jnp.shape(logits)[:-1])
   wide = jnp.promote_types(logits.dtype, jnp.float32)
   # Not by slices of the pair, for which XLA would sort all classes.
   margin = jnp.sum(jax.lax.top_k(logits, 2)[0].astype(wide) * jnp.array([1, -1], wide), axis=-1)

@@ -112,8 +112,8 @@ def aas_sampler_loss(
   )  # fmt: skip
   if jnp.ndim(score) != jnp.ndim(log_density) + 1 or jnp.shape(score)[:-1] != jnp.shape(log_density):
     raise ValueError(f"score must have shape {(*jnp.shape(log_density), 'd')}, got {jnp.shape(score)}.")
-  check_hyperparameter("smoothness", smoothness, low=0)
-  check_hyperparameter("baseline", baseline)
+  check_hyperparameter("smoothness", smoothness, low=0, shape=jnp.shape(log_density))
+  check_hyperparameter("baseline", baseline, shape=jnp.shape(log_density))
   constants = jax.lax.stop_gradient((squared_residuals - baseline, old_log_density))
   log_density, score, gain, old = (_wide(array) for array in (log_density, score, *constants))
   new, old = jnp.clip(log_density, LOG_LOW, LOG_HIGH), jnp.clip(old, LOG_LOW, LOG_HIGH)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import check_float, check_hyperparameter, shape_without
 from jaxreg.metrics.sizes import static_integer
 
 __all__ = ["sparse_simplex_projection"]
@@ -39,8 +39,8 @@ def sparse_simplex_projection(values: ArrayLike, *, k: int, scale: ArrayLike = 1
     simplex projector (Section 3).
   """
   check_float("values", values)
-  check_hyperparameter("scale", scale, low=0, open_low=True)
   k = check_support_size(k, values, axis)
+  check_hyperparameter("scale", scale, low=0, open_low=True, shape=shape_without(values, axis))
   dtype = jnp.promote_types(values.dtype, jnp.float32)
   wide = jnp.moveaxis(values, axis, -1).astype(dtype)
   top, places = jax.lax.top_k(wide, k)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import check_float, check_hyperparameter, shape_without
 from jaxreg.solvers.projections import check_support_size, sparse_simplex_projection
 from jaxreg.solvers.sinkhorn import sinkhorn_potentials
 
@@ -80,8 +80,9 @@ def sparse_max(scores: ArrayLike, *, k: int, regularization: ArrayLike, axis: in
     semi-dual (Section 4).
   """
   check_float("scores", scores)
-  check_hyperparameter("regularization", regularization, low=0, open_low=True)
   check_support_size(k, scores, axis)
+  shape = shape_without(scores, axis)
+  check_hyperparameter("regularization", regularization, low=0, open_low=True, shape=shape)
   dtype = jnp.promote_types(scores.dtype, jnp.float32)
   wide = jnp.moveaxis(scores, axis, -1).astype(dtype)
   weight = jnp.broadcast_to(jnp.asarray(regularization, dtype), wide.shape[:-1])
@@ -129,8 +130,9 @@ def sparse_conjugate(scores: ArrayLike, *, k: int, regularization: ArrayLike, ax
     (Section 4).
   """
   check_float("scores", scores)
-  check_hyperparameter("regularization", regularization, low=0, open_low=True)
   check_support_size(k, scores, axis)
+  shape = shape_without(scores, axis)
+  check_hyperparameter("regularization", regularization, low=0, open_low=True, shape=shape)
   dtype = jnp.promote_types(scores.dtype, jnp.float32)
   wide = jnp.moveaxis(scores, axis, -1).astype(dtype)
   squares = jnp.sum(jnp.square(jax.nn.relu(jax.lax.top_k(wide, k)[0])), -1)
