@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["as_array", "check_float", "check_hyperparameter", "check_integer_labels", "check_same_shape"]
+__all__ = ["as_array", "check_float", "check_hyperparameter", "check_integer_labels", "check_same_shape", "check_state"]
 
 
 def as_array(name: str, value) -> jax.Array:
@@ -51,6 +51,12 @@ def check_same_shape(**arrays) -> None:
   if len(set(shapes.values())) > 1:
     listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise ValueError(f"arrays must have equal shapes, got {listed}.")
+
+
+def check_state(state, kind: type, name: str = "state") -> None:
+  """Raises ValueError unless `state` is a `kind`, for example when the bare table is given."""
+  if not isinstance(state, kind):
+    raise ValueError(f"{name} must be {kind.__name__} as its init function returns it, got {type(state).__name__}.")
 
 
 def check_hyperparameter(
@@ -116,3 +122,27 @@ def broadcasts(shape, target) -> bool:
     return np.broadcast_shapes(shape, target) == tuple(target)
   except ValueError:
     return False
+
+
+def widened_integers(array: jax.Array) -> jax.Array:
+  """Integers in 32 bits at least, in which sums and comparisons with a number of classes do not wrap around."""
+  return array.astype(jax.dtypes.canonicalize_dtype(jnp.int64 if array.dtype.itemsize > 4 else jnp.int32))
+
+
+def counted_labels(labels: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
+  """Widened labels in `[0, classes)`, 0 for those outside, and which were inside.
+
+  >>> import jax.numpy as jnp
+  >>> [array.tolist() for array in counted_labels(jnp.array([3, 255], jnp.uint8), 300)]
+  [[3, 255], [True, True]]
+
+  Args:
+    labels: integers `[...]` of any width.
+    classes: number of classes.
+
+  Returns:
+    Integers `[...]` in int32 at least, and booleans `[...]`.
+  """
+  labels = widened_integers(labels)
+  counted = (labels >= 0) & (labels < classes)
+  return jnp.where(counted, labels, 0), counted

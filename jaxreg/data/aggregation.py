@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import as_array, check_float, check_hyperparameter
 
 __all__ = ["aggregate", "gaussian_private_bag_means", "laplace_private_bag_means"]
 
@@ -33,8 +33,11 @@ def aggregate(key: jax.Array, inputs: ArrayLike, responses: ArrayLike, *, bag_si
 
   Reference: Javanmard et al., "Learning from Aggregate Responses", ICLR 2024, the problem's setting.
   """
+  inputs, responses = as_array("inputs", inputs), as_array("responses", responses)
   check_float("responses", responses)
-  examples = jnp.shape(inputs)[0]
+  if not inputs.ndim or not responses.ndim:
+    raise ValueError(f"inputs and responses must have an axis of examples, got {inputs.shape} and {responses.shape}.")
+  examples = inputs.shape[0]
   if jnp.shape(responses)[0] != examples:
     raise ValueError(f"responses must be as many as inputs, {examples}, got {jnp.shape(responses)[0]}.")
   if not 1 <= bag_size <= examples:

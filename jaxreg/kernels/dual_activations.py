@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_hyperparameter
+from jaxreg.checks import check_hyperparameter, dtype_of
 from jaxreg.metrics.norms import safe_sqrt
 from jaxreg.metrics.sizes import static_integer
 
@@ -459,7 +459,7 @@ def hermite_activation(coefficients: Sequence[float]) -> Callable[[jax.Array], j
   coefficients = _coefficients(coefficients)
 
   def activation(x):
-    dtype = jnp.result_type(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.integer) else jnp.result_type(x)
+    dtype = jnp.result_type(x, float) if jnp.issubdtype(dtype_of("x", x), jnp.integer) else jnp.result_type(x)
     wide = jnp.asarray(x, jnp.promote_types(dtype, jnp.float32))
     previous, current, total = jnp.zeros_like(wide), jnp.ones_like(wide), jnp.zeros_like(wide)
     for k, coefficient in enumerate(coefficients):

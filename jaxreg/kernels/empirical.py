@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxreg.checks import as_array
 from jaxreg.kernels.gram import tiled_gram
 
 __all__ = ["empirical_ntk", "ntk_by_jacobians", "ntk_by_vector_products"]
@@ -56,7 +57,7 @@ def empirical_ntk(
 
 def _arrays(inputs1, inputs2):
   """The inputs as JAX arrays, which a traced index may index."""
-  return jnp.asarray(inputs1), None if inputs2 is None else jnp.asarray(inputs2)
+  return as_array("inputs1", inputs1), None if inputs2 is None else as_array("inputs2", inputs2)
 
 
 def _outputs(function, params, inputs):

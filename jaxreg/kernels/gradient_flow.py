@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import as_array, check_float, check_hyperparameter, widened_integers
 from jaxreg.metrics.classification import predicted_classes
 
 __all__ = [
@@ -242,11 +242,12 @@ def class_targets(labels: ArrayLike, *, num_classes: int, dtype=jnp.float32) -> 
 
   Reference: Lee et al., "Deep Neural Networks as Gaussian Processes", ICLR 2018, Section 3.1.
   """
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+  labels = as_array("labels", labels)
+  if not jnp.issubdtype(labels.dtype, jnp.integer):
     raise ValueError(f"labels must be integer class indices, got dtype {jnp.result_type(labels)}.")
   if num_classes < 2:
     raise ValueError(f"num_classes must be at least 2, got {num_classes}.")
-  return jax.nn.one_hot(labels, num_classes, dtype=dtype) - jnp.asarray(1 / num_classes, dtype)
+  return jax.nn.one_hot(widened_integers(labels), num_classes, dtype=dtype) - jnp.asarray(1 / num_classes, dtype)
 
 
 def kernel_classify(cross: ArrayLike, coefficients: ArrayLike) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
+from jaxreg.checks import as_array
 from jaxreg.kernels.infinite_width import KernelState
 from jaxreg.metrics.sizes import static_integer
 
@@ -54,7 +55,8 @@ def tiled_gram(
     (batching and multiple devices).
   """
   tile = static_integer("tile", tile, low=1)
-  inputs1, inputs2 = (None if inputs is None else jnp.asarray(inputs) for inputs in (inputs1, inputs2))
+  inputs1 = as_array("inputs1", inputs1)
+  inputs2 = None if inputs2 is None else as_array("inputs2", inputs2)
   rows = _tiles(inputs1, tile)
   count1, blocks1 = len(inputs1), len(rows)
   if inputs2 is not None:

@@ -176,6 +176,7 @@ def kernel_descent_path(
   Reference: Han, Razaviyayn, Xu, ICLR 2024, the kernel regression that the network follows.
   """
   check_float("cross", cross)
+  check_float("gram", gram)
   if jnp.ndim(cross) != 2 or jnp.shape(cross)[1] != jnp.shape(gram)[-1]:
     raise ValueError(f"cross must be [inputs, {jnp.shape(gram)[-1]}], got shape {jnp.shape(cross)}.")
   if jnp.ndim(steps) != 1:

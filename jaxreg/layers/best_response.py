@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float
+from jaxreg.checks import check_float, dtype_of
 
 __all__ = [
   "BestResponseConv",
@@ -171,7 +171,7 @@ class BestResponseEmbed(nn.Module):
     Raises:
       ValueError: when an argument does not fit.
     """
-    if not jnp.issubdtype(jnp.result_type(tokens), jnp.integer):
+    if not jnp.issubdtype(dtype_of("tokens", tokens), jnp.integer):
       raise ValueError(f"tokens must be integers, got dtype {jnp.result_type(tokens)}.")
     shape = (self.num_embeddings, self.features)
     outputs = self.param("embedding", _uniform(0.1), shape)[tokens]

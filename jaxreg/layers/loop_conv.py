@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from jaxreg.checks import as_array
+
 __all__ = ["loop_conv_general_dilated"]
 
 _PLANE = ("NHWC", "HWIO", "NHWC")
@@ -65,6 +67,7 @@ def loop_conv_general_dilated(
     preferred_element_type=preferred_element_type,
   )  # fmt: skip
   plain = functools.partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
+  lhs, rhs = as_array("lhs", lhs), as_array("rhs", rhs)
   outputs = jax.eval_shape(plain, lhs, rhs)  # what is wrong is an error here
   space, dilations = jnp.ndim(lhs) - 2, [*(lhs_dilation or ()), *(rhs_dilation or ())]
   last = lax.ConvDimensionNumbers(*[(0, space + 1, *range(1, space + 1))] * 2, (0, space + 1, *range(1, space + 1)))

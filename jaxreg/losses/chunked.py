@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import as_array, check_float, check_integer_labels
+from jaxreg.checks import as_array, check_float, check_integer_labels, counted_labels
 from jaxreg.losses.comp_sum import of_negative_log
 from jaxreg.losses.label_dro import NORMALIZATIONS, bounded_temperature, divisor, inverse_scale, lift
-from jaxreg.losses.labelled_logits import Labelled, counted_labels, only_counted, widened
+from jaxreg.losses.labelled_logits import Labelled, only_counted, widened
 from jaxreg.losses.stablemax import remap
 
 __all__ = ["OutputLayer", "chunked_comp_sum_loss", "chunked_ldr_kl_loss", "chunked_stablemax_cross_entropy"]

@@ -7,9 +7,17 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import as_array, check_float, check_hyperparameter, check_integer_labels, check_same_shape
-from jaxreg.losses.example_table import check_state, gather_rows, only_examples, pooled_rows, set_rows, table_ids
-from jaxreg.losses.labelled_logits import labelled, narrowed, widened, widened_integers
+from jaxreg.checks import (
+  as_array,
+  check_float,
+  check_hyperparameter,
+  check_integer_labels,
+  check_same_shape,
+  check_state,
+  widened_integers,
+)
+from jaxreg.losses.example_table import gather_rows, only_examples, pooled_rows, set_rows, table_ids
+from jaxreg.losses.labelled_logits import labelled, narrowed, widened
 from jaxreg.losses.softmax_family import of_label
 
 __all__ = [

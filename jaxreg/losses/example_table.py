@@ -4,16 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import as_array, dtype_of
-from jaxreg.losses.labelled_logits import Labelled, widened_integers
+from jaxreg.checks import as_array, dtype_of, widened_integers
+from jaxreg.losses.labelled_logits import Labelled
 
 __all__ = ["gather_rows", "update_rows"]
-
-
-def check_state(state, kind: type) -> None:
-  """Raises ValueError unless `state` is a `kind`, for example when the bare table is given."""
-  if not isinstance(state, kind):
-    raise ValueError(f"state must be {kind.__name__} as its init function returns it, got {type(state).__name__}.")
 
 
 def table_ids(ids: jax.Array, shape: tuple[int, ...], examples: int, counted: jax.Array | None = None) -> jax.Array:

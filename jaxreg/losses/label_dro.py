@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import as_array, check_float, check_hyperparameter
-from jaxreg.losses.example_table import check_state, gather_rows, only_examples, table_ids, update_rows
+from jaxreg.checks import as_array, check_float, check_hyperparameter, check_state
+from jaxreg.losses.example_table import gather_rows, only_examples, table_ids, update_rows
 from jaxreg.losses.labelled_logits import classes_last, labelled, narrowed, widened
 from jaxreg.losses.softmax_family import of_label, with_label
 

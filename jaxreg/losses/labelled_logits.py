@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxreg.checks import as_array, check_float, check_hyperparameter, check_integer_labels, check_same_shape
+from jaxreg.checks import (
+  as_array,
+  check_float,
+  check_hyperparameter,
+  check_integer_labels,
+  check_same_shape,
+  counted_labels,
+)
 
 __all__ = ["Labelled", "labelled"]
 
@@ -80,30 +87,6 @@ def labelled(
     counted &= jnp.any(where, axis=-1)
     where = where | (jnp.arange(classes) == labels[..., None])
   return Labelled(only_counted(_masked(wide, where), counted), labels, where, counted, logits.dtype)
-
-
-def widened_integers(array: jax.Array) -> jax.Array:
-  """Integers in 32 bits at least, in which sums and comparisons with a number of classes do not wrap around."""
-  return array.astype(jax.dtypes.canonicalize_dtype(jnp.int64 if array.dtype.itemsize > 4 else jnp.int32))
-
-
-def counted_labels(labels: jax.Array, classes: int) -> tuple[jax.Array, jax.Array]:
-  """Widened labels in `[0, classes)`, 0 for those outside, and which were inside.
-
-  >>> import jax.numpy as jnp
-  >>> [array.tolist() for array in counted_labels(jnp.array([3, 255], jnp.uint8), 300)]
-  [[3, 255], [True, True]]
-
-  Args:
-    labels: integers `[...]` of any width.
-    classes: number of classes.
-
-  Returns:
-    Integers `[...]` in int32 at least, and booleans `[...]`.
-  """
-  labels = widened_integers(labels)
-  counted = (labels >= 0) & (labels < classes)
-  return jnp.where(counted, labels, 0), counted
 
 
 def classes_last(logits, *, axis: int = -1, where=None) -> tuple[jax.Array, jax.Array | None]:

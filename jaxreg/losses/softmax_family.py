@@ -55,7 +55,8 @@ def with_label(array: ArrayLike, labels: ArrayLike, value: ArrayLike) -> jax.Arr
   replace = lambda row, label, value: row.at[label].set(value[0])
   for _ in range(labels.ndim):
     replace = jax.vmap(replace)
-  return replace(array, labels, jnp.broadcast_to(jnp.asarray(value, array.dtype), (*labels.shape, 1)))
+  value = as_array("value", value).astype(array.dtype)
+  return replace(array, labels, jnp.broadcast_to(value, (*labels.shape, 1)))
 
 
 class SoftmaxStatistics(NamedTuple):

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter, check_integer_labels, check_same_shape
+from jaxreg.checks import (
+  as_array,
+  check_float,
+  check_hyperparameter,
+  check_integer_labels,
+  check_same_shape,
+  counted_labels,
+  dtype_of,
+)
 
 __all__ = [
   "MemorizationFractions",
@@ -161,9 +169,12 @@ def memorization_fractions(
   """
   check_integer_labels(logits, labels)
   check_same_shape(labels=labels, true_labels=true_labels)
-  if not jnp.issubdtype(jnp.result_type(true_labels), jnp.integer):
+  if not jnp.issubdtype(dtype_of("true_labels", true_labels), jnp.integer):
     raise ValueError(f"true_labels must be integer class indices, got dtype {jnp.result_type(true_labels)}.")
-  wrong = (labels != true_labels) & _example_mask(where, labels)
+  classes = jnp.shape(logits)[-1]
+  labels, counted = counted_labels(as_array("labels", labels), classes)
+  true_labels, known = counted_labels(as_array("true_labels", true_labels), classes)
+  wrong = (labels != true_labels) & counted & known & _example_mask(where, labels)
   predicted = predicted_classes(logits)
   correct, memorized = predicted == true_labels, predicted == labels
   outcomes = (correct, memorized, ~correct & ~memorized)
@@ -177,14 +188,16 @@ def predicted_classes(logits: jax.Array) -> jax.Array:
 
 def _hits(logits, labels, k, where):
   """Whether each label is in the top k, and the mask of examples."""
+  logits, labels = as_array("logits", logits), as_array("labels", labels)
   check_integer_labels(logits, labels)
-  check_hyperparameter("k", k, low=1, high=logits.shape[-1])
+  check_hyperparameter("k", k, low=1, high=logits.shape[-1], shape=())
+  labels, counted = counted_labels(labels, logits.shape[-1])
   label = jnp.expand_dims(labels, -1)
   own = jnp.take_along_axis(logits, label, axis=-1)
   classes = jnp.arange(logits.shape[-1])
   # Negated, so that a NaN logit counts as ahead and a diverged network scores nothing.
   ahead = ~(logits <= own) | ((logits == own) & (classes < label))
-  return jnp.sum(ahead, axis=-1) < k, _example_mask(where, labels)
+  return jnp.sum(ahead, axis=-1) < k, counted & _example_mask(where, labels)
 
 
 def _example_mask(where, labels):

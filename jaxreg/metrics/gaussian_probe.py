@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_hyperparameter, check_same_shape
+from jaxreg.checks import check_hyperparameter, check_same_shape, check_state
 from jaxreg.metrics.linear_probe import LinearProbe, check_features, class_members
 
 __all__ = ["GaussianStats", "empty_stats", "gaussian_scores", "gaussian_stats", "merge_stats", "stats_to_linear"]
@@ -134,6 +134,8 @@ def merge_stats(first: GaussianStats, second: GaussianStats) -> GaussianStats:
   Reference: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance: Analysis and Recommendations",
     The American Statistician 1983, equation 2.1 (pairwise update); the streaming fit of Zheng et al., ICML 2023.
   """
+  check_state(first, GaussianStats, "first")
+  check_state(second, GaussianStats, "second")
   check_same_shape(first=first.mean, second=second.mean)
   check_same_shape(first=first.count, second=second.count)
   count = first.count + second.count
@@ -179,6 +181,7 @@ def stats_to_linear(
   Reference: Zheng, Wu, Bao, Cao, Li, Zhu, "Revisiting Discriminative vs. Generative Classifiers: Theory and
     Implications", ICML 2023, the naive Bayes estimator in its linear form.
   """
+  check_state(stats, GaussianStats, "stats")
   log_prior, variance = _prior_and_variance(stats, eps, relative_floor, prior)
   weights = stats.mean / variance
   return LinearProbe(weights, log_prior - jnp.sum(stats.mean * weights, axis=-1) / 2)
@@ -218,6 +221,7 @@ def gaussian_scores(
   Reference: Zheng, Wu, Bao, Cao, Li, Zhu, "Revisiting Discriminative vs. Generative Classifiers: Theory and
     Implications", ICML 2023, the naive Bayes classifier.
   """
+  check_state(stats, GaussianStats, "stats")
   check_features(features, stats.mean)
   features = jnp.asarray(features)
   log_prior, variance = _prior_and_variance(stats, eps, relative_floor, prior)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import as_array, check_float, check_hyperparameter, dtype_of, widened_integers
 
 __all__ = ["LinearProbe", "MinMaxScaling", "logistic_probe", "minmax_scale", "minmax_scaling", "probe_logits"]
 
@@ -182,6 +182,7 @@ def minmax_scale(scaling: MinMaxScaling, features: ArrayLike) -> jax.Array:
 def check_features(features, table):
   """Raises ValueError unless the last axis of the features is that of the table."""
   check_float("features", features)
+  table = as_array("table", table)
   if jnp.ndim(features) < 1 or jnp.shape(features)[-1] != table.shape[-1]:
     raise ValueError(f"features must have {table.shape[-1]} entries on the last axis, got shape {jnp.shape(features)}.")
 
@@ -206,11 +207,12 @@ def class_members(features, labels, num_classes, where):
   """Features in float32 at least, and the masked one-hot labels `[examples, classes]` in the same dtype."""
   features, where = _wide_features(features, where)
   check_hyperparameter("num_classes", num_classes, low=1)
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer) or jnp.shape(labels) != features.shape[:1]:
+  if not jnp.issubdtype(dtype_of("labels", labels), jnp.integer) or jnp.shape(labels) != features.shape[:1]:
     raise ValueError(
       f"labels must be integers of shape {features.shape[:1]}, got {jnp.shape(labels)} of dtype"
       f" {jnp.result_type(labels)}."
     )
+  labels = widened_integers(as_array("labels", labels))
   one_hot = jax.nn.one_hot(labels, num_classes, dtype=features.dtype)
   return features, one_hot * where[:, None].astype(features.dtype)
 

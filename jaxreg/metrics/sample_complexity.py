@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import check_float, check_hyperparameter, dtype_of
 from jaxreg.metrics.classification import predicted_classes
 from jaxreg.metrics.linear_probe import minmax_scale, minmax_scaling, probe_logits
 
@@ -139,7 +139,8 @@ def _examples(prefix, features, labels):
   check_float(f"{prefix}features", features)
   if jnp.ndim(features) != 2:
     raise ValueError(f"{prefix}features must be [examples, features], got shape {jnp.shape(features)}.")
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer) or jnp.shape(labels) != jnp.shape(features)[:1]:
+  integer = jnp.issubdtype(dtype_of(f"{prefix}labels", labels), jnp.integer)
+  if not integer or jnp.shape(labels) != jnp.shape(features)[:1]:
     raise ValueError(
       f"{prefix}labels must be integers of shape {jnp.shape(features)[:1]}, got {jnp.shape(labels)} of dtype"
       f" {jnp.result_type(labels)}."

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import check_float, check_hyperparameter, dtype_of
 from jaxreg.quantization.straight_through import straight_through_value
 
 __all__ = ["ELASTIC_BITS", "ElasticQuantizer", "LsqTable", "lsq_calibrate", "lsq_quantize"]
@@ -90,7 +90,7 @@ def lsq_quantize(
 
 def grid_limits(bits, signed, dtype):
   """The smallest and the largest integer of a grid."""
-  if not jnp.issubdtype(jnp.result_type(bits), jnp.integer):
+  if not jnp.issubdtype(dtype_of("bits", bits), jnp.integer):
     raise ValueError(f"bits must be an integer, got dtype {jnp.result_type(bits)}.")
   check_hyperparameter("bits", bits, low=1, high=24)
   half = jnp.left_shift(1, jnp.asarray(bits) - 1).astype(dtype)

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
+from jaxreg.checks import dtype_of
 from jaxreg.quantization.bounds import (
   BoundState,
   activation_bound_init,
@@ -238,7 +239,9 @@ def pack_int4(values: ArrayLike) -> np.ndarray:
   Reference: none.
   """
   flat = np.asarray(values).astype(np.int32).ravel()
-  if not jnp.issubdtype(jnp.result_type(values), jnp.integer) or flat.size and not -8 <= flat.min() <= flat.max() <= 7:
+  if (
+    not jnp.issubdtype(dtype_of("values", values), jnp.integer) or flat.size and not -8 <= flat.min() <= flat.max() <= 7
+  ):
     raise ValueError(f"values must be integers from -8 to 7, got {jnp.result_type(values)} {np.asarray(values)}.")
   nibbles = np.pad(flat & 15, (0, flat.size % 2)).astype(np.uint8).reshape(-1, 2)
   return nibbles[:, 0] | (nibbles[:, 1] << 4)

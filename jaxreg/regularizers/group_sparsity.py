@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_hyperparameter
+from jaxreg.checks import check_hyperparameter, dtype_of
 from jaxreg.metrics.norms import safe_sqrt
 from jaxreg.regularizers.groups import common_dtype, number_of_groups, scale_groups, squared_norms
 
@@ -270,7 +270,7 @@ def _pieces(norms, cost, k):
 
 
 def _check_k(k):
-  if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+  if not jnp.issubdtype(dtype_of("k", k), jnp.integer):
     raise ValueError(f"k must be an integer, got dtype {jnp.result_type(k)}.")
   check_hyperparameter("k", k, low=1)
 

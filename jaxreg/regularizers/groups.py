@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float
+from jaxreg.checks import as_array, check_float, dtype_of
 from jaxreg.metrics.norms import safe_sqrt
 from jaxreg.metrics.weights import is_kernel, parameter_name
 
@@ -166,7 +166,7 @@ def scale_groups(values, groups, factors: ArrayLike):
 
   Reference: none.
   """
-  scaled, factors = [], jnp.asarray(factors)
+  scaled, factors = [], as_array("factors", factors)
   for tensor, ids in _paired(values, groups):
     factor = factors.reshape(ids.shape) if _in_order(ids, factors.size) else factors[jnp.asarray(ids, jnp.int32)]
     scaled.append((tensor * factor).astype(jnp.result_type(tensor)))
@@ -233,7 +233,7 @@ def number_of_groups(groups, weights, num_groups):
   """The number of groups, from the argument, the weights or the ids themselves, which are checked where readable."""
   leaves = jax.tree.leaves(groups)
   for ids in leaves:
-    if not jnp.issubdtype(jnp.result_type(ids), jnp.integer):
+    if not jnp.issubdtype(dtype_of("ids", ids), jnp.integer):
       raise ValueError(f"groups must be integer ids, got dtype {jnp.result_type(ids)}.")
   if num_groups is None and weights is not None:
     num_groups = jnp.shape(weights)[0] if jnp.ndim(weights) == 1 else None

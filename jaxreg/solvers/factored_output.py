@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import check_float, check_hyperparameter, check_state, dtype_of
 from jaxreg.losses.spherical import SphericalStatistics
 
 __all__ = [
@@ -108,6 +108,7 @@ def factored_weights(state: FactoredState) -> jax.Array:
   Reference: Vincent, de Brebisson, Bouthillier, "Efficient Exact Gradient Update for Training Deep Networks with Very
     Large Sparse Targets", NeurIPS 2015.
   """
+  check_state(state, FactoredState)
   return _dot(state.factor, state.mixing) + state.shift
 
 
@@ -266,6 +267,7 @@ def decay_factored(state: FactoredState, *, rate: ArrayLike) -> FactoredState:
   Reference: Vincent, de Brebisson, Bouthillier, "Efficient Exact Gradient Update for Training Deep Networks with Very
     Large Sparse Targets", NeurIPS 2015.
   """
+  check_state(state, FactoredState)
   check_hyperparameter("rate", rate, low=0, high=1, open_high=True)
   keep = 1 - jnp.asarray(rate, state.gram.dtype)
   return state._replace(
@@ -297,6 +299,7 @@ def center_factored(state: FactoredState) -> FactoredState:
 
   Reference: none.
   """
+  check_state(state, FactoredState)
   mean = state.total / len(state.factor)
   gram = state.gram - mean[:, None] * state.total
   return state._replace(shift=state.shift - mean, gram=gram, total=jnp.zeros_like(state.total))
@@ -328,6 +331,7 @@ def stabilize_factored(state: FactoredState, *, low: ArrayLike = _LOW, high: Arr
   Reference: Vincent, de Brebisson, Bouthillier, "Efficient Exact Gradient Update for Training Deep Networks with Very
     Large Sparse Targets", NeurIPS 2015, the numerical stabilization; the third as in the authors' code.
   """
+  check_state(state, FactoredState)
   check_hyperparameter("low", low, low=0, high=1, open_low=True)
   check_hyperparameter("high", high, low=1)
   return _stabilize_if(jnp.bool_(True), state, low, high)
@@ -402,6 +406,7 @@ def unfactorize(state: FactoredState) -> FactoredState:
   Reference: Vincent, de Brebisson, Bouthillier, "Efficient Exact Gradient Update for Training Deep Networks with Very
     Large Sparse Targets", NeurIPS 2015, the numerical stabilization.
   """
+  check_state(state, FactoredState)
   return _unfactorize_if(jnp.bool_(True), state, state)
 
 
@@ -505,12 +510,13 @@ def _step_over(axis_name, state, inputs, labels, cotangents, learning_rate):
 
 
 def _check(state, inputs, labels):
+  check_state(state, FactoredState)
   check_float("inputs", inputs)
   features = len(state.gram)
   if jnp.ndim(inputs) != 2 or inputs.shape[-1] != features:
     raise ValueError(f"inputs must have the shape [examples, {features}], got {jnp.shape(inputs)}.")
-  if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-    raise ValueError(f"labels must be integer class indices, got dtype {jnp.result_type(labels)}.")
+  if not jnp.issubdtype(dtype_of("labels", labels), jnp.integer):
+    raise ValueError(f"labels must be integer class indices, got dtype {dtype_of('labels', labels)}.")
   if jnp.ndim(labels) not in (1, 2) or len(labels) != len(inputs):
     raise ValueError(f"labels must have the shape [{len(inputs)}] or [{len(inputs)}, k], got {jnp.shape(labels)}.")
 

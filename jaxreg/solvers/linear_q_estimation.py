@@ -163,6 +163,10 @@ def magnitude_reduced_q_estimate(
   Reference: Dai, Luo, Wei, Zimmert, "Refined Regret for Adversarial MDPs with Linear Function Approximation",
     ICML 2023, the magnitude-reduced estimator of Algorithm 2.
   """
+  for name, array in (
+    ("features", features), ("inverse_covariance", inverse_covariance), ("played_features", played_features)
+  ):  # fmt: skip
+    check_float(name, array)
   _check_features(reference_features, reference_weights)
   check_hyperparameter("high", high, low=0)
   check_hyperparameter("low", low)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.checks import as_array, check_float, check_hyperparameter
 
 __all__ = [
   "Hyperparameter",
@@ -224,6 +224,7 @@ def response_inputs(space: Sequence[Hyperparameter], position: ArrayLike) -> jax
   Reference: MacKay, Vicol, Lorraine, Duvenaud, Grosse, "Self-Tuning Networks: Bilevel Optimization of Hyperparameters
     using Structured Best-Response Functions", ICLR 2019; the transformations are those of the official code.
   """
+  position = as_array("position", position)
   _check_space(space, position)
   return jnp.stack([spec.response_input(position[..., index]) for index, spec in enumerate(space)], -1)
 

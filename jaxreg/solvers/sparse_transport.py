@@ -174,7 +174,8 @@ def sparse_transport_semidual(
 
   Reference: Liu, Puigcerver, Blondel, "Sparsity-Constrained Optimal Transport", ICLR 2023, the semi-dual (Section 4).
   """
-  _check_problem(cost, row_marginal, column_marginal, k, regularization, row_potential=row_potential)
+  arrays = dict(row_marginal=row_marginal, column_marginal=column_marginal, row_potential=row_potential)
+  _check_problem(cost, k, regularization, **arrays)
   dtype = cost.dtype
   cost, a, b, alpha = _widened(cost, row_marginal, column_marginal, row_potential)
   gamma = jnp.asarray(regularization, cost.dtype)
@@ -216,7 +217,7 @@ def sparse_transport_plan(
   Reference: Liu, Puigcerver, Blondel, "Sparsity-Constrained Optimal Transport", ICLR 2023, the recovery of the plan
     (Section 4).
   """
-  _check_problem(cost, None, column_marginal, k, regularization, row_potential=row_potential)
+  _check_problem(cost, k, regularization, column_marginal=column_marginal, row_potential=row_potential)
   dtype = cost.dtype
   cost, b, alpha = _widened(cost, column_marginal, row_potential)
   scaled = (alpha[..., :, None] - cost) / (jnp.asarray(regularization, cost.dtype) * b)[..., None, :]
@@ -262,7 +263,8 @@ def sparse_transport_dual(
   Reference: Liu, Puigcerver, Blondel, "Sparsity-Constrained Optimal Transport", ICLR 2023, the dual (Section 4).
   """
   potentials = dict(row_potential=row_potential, column_potential=column_potential)
-  _check_problem(cost, row_marginal, column_marginal, k, regularization, **potentials)
+  marginals = dict(row_marginal=row_marginal, column_marginal=column_marginal)
+  _check_problem(cost, k, regularization, **marginals, **potentials)
   dtype = cost.dtype
   cost, a, b, alpha, beta = _widened(cost, row_marginal, column_marginal, row_potential, column_potential)
   scores = alpha[..., :, None] + beta[..., None, :] - cost
@@ -321,7 +323,10 @@ def solve_sparse_transport(
 
   Reference: Liu, Puigcerver, Blondel, "Sparsity-Constrained Optimal Transport", ICLR 2023, Section 4.
   """
-  _check_problem(cost, row_marginal, column_marginal, k, regularization, row_potential=row_potential)
+  arrays = dict(row_marginal=row_marginal, column_marginal=column_marginal)
+  if row_potential is not None:
+    arrays["row_potential"] = row_potential
+  _check_problem(cost, k, regularization, **arrays)
   _check_effort(steps, tolerance)
   cost, a, b = _widened(cost, row_marginal, column_marginal)
   alpha = _sinkhorn_start(cost, a, b) if row_potential is None else _widened(row_potential)[0]
@@ -387,7 +392,8 @@ def repair_sparse_transport(
 
   Reference: Liu, Puigcerver, Blondel, "Sparsity-Constrained Optimal Transport", ICLR 2023, Section 4; repair: our own.
   """
-  _check_problem(cost, row_marginal, column_marginal, k, regularization, row_potential=row_potential)
+  arrays = dict(row_marginal=row_marginal, column_marginal=column_marginal, row_potential=row_potential)
+  _check_problem(cost, k, regularization, **arrays)
   check_hyperparameter("extra", extra, low=0)
   check_support_size(k + extra, cost, -2)
   cost, a, b, alpha = _widened(cost, row_marginal, column_marginal, row_potential)
@@ -442,7 +448,7 @@ def solve_sparse_transport_dual(
 
   Reference: Liu, Puigcerver, Blondel, "Sparsity-Constrained Optimal Transport", ICLR 2023, Section 4.
   """
-  _check_problem(cost, row_marginal, column_marginal, k, regularization)
+  _check_problem(cost, k, regularization, row_marginal=row_marginal, column_marginal=column_marginal)
   _check_effort(steps, tolerance)
 
   def solve(cost, a, b):
@@ -545,25 +551,19 @@ def _widened(*arrays):
   return tuple(array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in map(jnp.asarray, arrays))
 
 
-def _check_problem(cost, row_marginal, column_marginal, k, regularization, row_potential=None, column_potential=None):
+def _check_problem(cost, k, regularization, **arrays):
+  """Checks what a problem consists of: costs, marginals and potentials by name."""
   check_float("cost", cost)
   shape = jnp.shape(cost)
   if len(shape) < 2:
     raise ValueError(f"cost must have the shape [..., m, n], got {shape}.")
   check_support_size(k, cost, -2)
   check_hyperparameter("regularization", regularization, low=0, open_low=True)
-  rows, columns = shape[:-1], (*shape[:-2], shape[-1])
-  named = {
-    "row_marginal": (row_marginal, rows),
-    "column_marginal": (column_marginal, columns),
-    "row_potential": (row_potential, rows),
-    "column_potential": (column_potential, columns),
-  }
-  for name, (array, expected) in named.items():
-    if array is not None:
-      check_float(name, array)
-      if jnp.shape(array) != expected:
-        raise ValueError(f"{name} must have the shape {expected} for costs of shape {shape}, got {jnp.shape(array)}.")
+  for name, array in arrays.items():
+    expected = shape[:-1] if name.startswith("row") else (*shape[:-2], shape[-1])
+    check_float(name, array)
+    if jnp.shape(array) != expected:
+      raise ValueError(f"{name} must have the shape {expected} for costs of shape {shape}, got {jnp.shape(array)}.")
 
 
 def _check_effort(steps, tolerance):
