@@ -179,8 +179,8 @@ def dense_standard(
   """
   check_hyperparameter("width", width, low=0, open_low=True)
   check_hyperparameter("weight_variance", weight_variance, low=0)
-  check_hyperparameter("bias_variance", bias_variance, low=0)
   shift = 0.0 if bias_variance is None else bias_variance
+  check_hyperparameter("bias_variance", shift, low=0)
   own = width * state.covariance + (0.0 if bias_variance is None else 1.0)
   covariance, variance1, variance2 = (weight_variance * x + shift for x in state[:3])
   return KernelState(covariance, variance1, variance2, own + weight_variance * state.ntk)

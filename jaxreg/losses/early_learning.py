@@ -109,7 +109,7 @@ def elr_loss(
   momentum: ArrayLike = 0.7,
   weight: ArrayLike = 3.0,
   clip: float = 1e-4,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
   unique_ids: bool = False,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, ELRState]:
@@ -171,7 +171,7 @@ def elr_plus_loss(
   ramp: ArrayLike = 1.0,
   clip: float = 1e-4,
   reweight_labels: bool = False,
-  where: jax.Array | None = None,
+  where: ArrayLike | None = None,
   unique_ids: bool = False,
   axis_name: str | None = None,
 ) -> tuple[jax.Array, ELRState]:
