@@ -129,7 +129,8 @@ def array_stream(
     process_count: how many hosts there are, a divisor of `batch_size`; default `jax.process_count()`.
     num_epochs: after how many passes the stream ends; default never.
     drop_remainder: whether each epoch leaves out what does not fill a batch (others in each epoch). If not, its last
-      batch is filled up with examples from its beginning, and every batch has an entry `"valid"`, False where it is so.
+      batch is filled up with examples from its beginning, and every batch has an entry `"valid"`, False where it is so;
+      `"id"` is -1 there, so that tables of per-example state stay as they are.
 
   Returns:
     A `Stream` of dicts of arrays `[batch_size // process_count, ...]`. `"id"` (int32) is the example's index in `data`,
@@ -193,7 +194,8 @@ def tfds_stream(
     process_count: how many hosts there are, a divisor of `batch_size`; default `jax.process_count()`.
     num_epochs: after how many passes the stream ends; default never.
     drop_remainder: whether each epoch leaves out what does not fill a batch (others in each epoch). If not, its last
-      batch is filled up with examples from its beginning, and every batch has an entry `"valid"`, False where it is so.
+      batch is filled up with examples from its beginning, and every batch has an entry `"valid"`, False where it is so;
+      `"id"` is -1 there, so that tables of per-example state stay as they are.
     threads: batches that are read at the same time, per worker; 0 reads only when asked.
     workers: processes that read; 0 reads in this one. They change the speed and nothing else.
 
@@ -281,9 +283,10 @@ def _rows(plan: _Plan, batch: int):
   ids = places % plan.examples
   if plan.seed is not None:
     ids = _order(plan.examples, plan.seed, epoch)[ids]
-  extra = {"id": ids.astype(np.int32)}
+  valid = places < plan.examples
+  extra = {"id": np.where(valid, ids, -1).astype(np.int32)}
   if not plan.drop_remainder:
-    extra["valid"] = places < plan.examples
+    extra["valid"] = valid
   return ids, extra, lambda i: np.random.default_rng([plan.seed or 0, 2, epoch, i])
 
 

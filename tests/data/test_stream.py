@@ -17,6 +17,7 @@ from PIL import Image
 from jaxreg.data.errors import MissingDataError
 from jaxreg.data.stream import array_stream, read_tfds, tfds_stream
 from jaxreg.data.tfds_builder import write_tfds
+from jaxreg.losses import elr_init, elr_loss
 from jaxreg.training import fit, gradient_task
 
 COUNT = 23
@@ -188,6 +189,16 @@ def test_without_dropping_every_example_is_valid_once(count, local, hosts, seed)
   assert all(batch["x"].shape == (local,) for batch in batches)
   valid = np.concatenate([batch["id"][batch["valid"]] for batch in batches])
   np.testing.assert_array_equal(np.sort(valid), np.arange(count))
+  assert all((batch["id"][~batch["valid"]] == -1).all() for batch in batches)
+
+
+def test_filling_up_the_last_batch_visits_no_row_of_a_table_twice():
+  state = elr_init(5, 3)
+  logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+  data = {"x": logits, "y": np.array([0, 1, 2, 0, 1])}
+  for batch in array_stream(data, batch_size=4, seed=0, num_epochs=1, drop_remainder=False):
+    _, state = elr_loss(batch["x"], batch["y"], batch["id"], state=state)
+  np.testing.assert_allclose(state.targets, 0.3 * jax.nn.softmax(logits), atol=1e-4)
 
 
 def test_without_seed_in_stored_order(folder):
