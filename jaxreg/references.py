@@ -205,6 +205,7 @@ REFERENCES = {
   "jaxreg.losses.hinge.weston_watkins_loss": ("weston1999support",),
   "jaxreg.losses.label_dro": ("zhu2023label",),
   "jaxreg.losses.labelled_logits": (),
+  "jaxreg.losses.soft_labels": (),
   "jaxreg.losses.progressive_guidance": ("xu2023eqnet",),
   "jaxreg.losses.scaled_residual": ("kaneda2023deep",),
   "jaxreg.losses.score_matching": ("han2024neural",),

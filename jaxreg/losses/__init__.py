@@ -90,6 +90,7 @@ from jaxreg.losses.score_matching import (
   posterior_mean_squared_loss,
   score_regression_weight,
 )
+from jaxreg.losses.soft_labels import expected_loss
 from jaxreg.losses.softmax_family import (
   SoftmaxRow,
   SoftmaxStatistics,
@@ -165,6 +166,7 @@ __all__ = [
   "elr_regularizer",
   "ensloss",
   "ensloss_derivatives",
+  "expected_loss",
   "gather_rows",
   "generalized_cross_entropy_loss",
   "guided_cross_entropy_loss",
