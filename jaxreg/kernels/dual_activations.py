@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter, dtype_of
+from jaxreg.kernels.spectral import horner
 from jaxreg.metrics.norms import safe_sqrt
 from jaxreg.metrics.sizes import static_integer
 
@@ -96,7 +97,7 @@ def _arcsin(x):
   large = size > 0.5
   square = jnp.where(large, (1 - size) / 2, size * size)
   root = jnp.where(large, jnp.sqrt(square), size)
-  small = root + root * square * _horner(square, ARCSIN)
+  small = root + root * square * horner(square, ARCSIN)
   return jnp.sign(x) * jnp.where(large, math.pi / 2 - 2 * small, small)
 
 
@@ -513,16 +514,9 @@ def _mehler(coefficients):
       coefficients[k] * math.sqrt(math.factorial(k) / math.factorial(j)) / (math.factorial(m) * 2**m)
       for m, k in enumerate(range(j, order, 2))
     ]
-    return _horner(variance - 1, terms)
+    return horner(variance - 1, terms)
 
-  return lambda c, a, b: _horner(c, [on(a, j) * on(b, j) for j in range(order)]) + _zero(c, a, b)
-
-
-def _horner(x, coefficients):
-  total = coefficients[-1]
-  for coefficient in coefficients[-2::-1]:
-    total = total * x + coefficient
-  return total
+  return lambda c, a, b: horner(c, [on(a, j) * on(b, j) for j in range(order)]) + _zero(c, a, b)
 
 
 def _complement(squares):
@@ -530,7 +524,7 @@ def _complement(squares):
   terms = [0.0 if abs(1 - squares.sum()) < 1e-14 * len(squares) else 1 - squares.sum()]
   for j in range(1, len(squares)):
     terms.append(-((-1.0) ** j) * math.fsum(p * math.comb(k, j) for k, p in enumerate(squares)))
-  return lambda t: _horner(t, terms)
+  return lambda t: horner(t, terms)
 
 
 def numerical_dual(activation: Callable, *, points: int = 128, terms: int = 64) -> DualActivation:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, widened_integers
+from jaxreg.kernels.spectral import apply_function, decayed_fraction, log_slope, powers
 from jaxreg.metrics.classification import predicted_classes
 
 __all__ = [
@@ -36,10 +37,13 @@ class Eigensystem(NamedTuple):
   Attributes:
     values: `[training inputs]`.
     vectors: `[training inputs, training inputs]`, one eigenvector per column.
+    gram: the matrix itself, in which coefficients are differentiated, also where eigenvalues are equal and eigenvectors
+      have no derivative; None to differentiate them in the values and the vectors.
   """
 
   values: jax.Array
   vectors: jax.Array
+  gram: jax.Array | None = None
 
 
 def kernel_eigensystem(gram: ArrayLike) -> Eigensystem:
@@ -61,8 +65,9 @@ def kernel_eigensystem(gram: ArrayLike) -> Eigensystem:
   Reference: none (linear algebra).
   """
   check_gram(gram)
-  values, vectors = jnp.linalg.eigh(gram.astype(jnp.promote_types(gram.dtype, jnp.float32)))
-  return Eigensystem(jnp.maximum(values, 0), vectors)
+  gram = jnp.asarray(gram, jnp.promote_types(jnp.result_type(gram), jnp.float32))
+  values, vectors = jnp.linalg.eigh(gram)
+  return Eigensystem(jnp.maximum(values, 0), vectors, gram)
 
 
 def check_gram(gram) -> None:
@@ -108,18 +113,20 @@ def gradient_flow_coefficients(
   """
   check_hyperparameter("time", time, low=0)
   check_hyperparameter("ridge", ridge, low=0)
-  return _filtered(eigensystem, residuals, ridge, lambda rates: _flow_filter(rates, time))
+  return filtered(_flow_filter, eigensystem, residuals, ridge, time)
 
 
-def _flow_filter(rates, time):
-  """`(1 - exp(-rate time)) / rate`, `time` at rate 0."""
-  time = jnp.asarray(time, rates.dtype)
+def _flow_filter(values, ridge, time):
+  """`(1 - exp(-rate time)) / rate` with `rate = value + ridge`, `time` at rate 0."""
+  rates = values + ridge
   zero = rates == 0
   safe = jnp.where(zero, 1, rates)
   late = jnp.isinf(time)
   finite = jnp.where(late, 1, time)
-  filtered = jnp.where(zero, finite, -jnp.expm1(-safe * finite) / safe)
-  return jnp.where(late, jnp.where(zero, 0, 1 / safe), filtered)
+  z = safe * finite
+  early = zero | (z < 0.5)
+  change = jnp.where(early, finite * decayed_fraction(jnp.where(early, rates * finite, 0)), -jnp.expm1(-z) / safe)
+  return jnp.where(late, jnp.where(zero, 0, 1 / safe), change)
 
 
 def gradient_descent_coefficients(
@@ -159,37 +166,39 @@ def gradient_descent_coefficients(
   check_hyperparameter("steps", steps, low=0)
   check_hyperparameter("learning_rate", learning_rate, low=0)
   check_hyperparameter("ridge", ridge, low=0)
-  return _filtered(eigensystem, residuals, ridge, lambda rates: _descent_filter(rates, steps, learning_rate))
+  return filtered(_descent_filter, eigensystem, residuals, ridge, steps, learning_rate)
 
 
-def _descent_filter(rates, steps, learning_rate):
-  steps, learning_rate = jnp.asarray(steps, rates.dtype), jnp.asarray(learning_rate, rates.dtype)
-  positive = rates * learning_rate > 0
-  safe = jnp.where(positive, rates, 1)
+def _descent_filter(values, ridge, steps, learning_rate):
+  """`(1 - (1 - learning_rate rate)^steps) / rate` with `rate = value + ridge`, `steps learning_rate` at rate 0."""
+  factor = learning_rate * (values + ridge)
+  zero = factor == 0
+  safe = jnp.where(zero, 1, factor)
   late = jnp.isinf(steps)
   count = jnp.where(late, 1, steps)
-  factor = learning_rate * safe
-  # Below 1 by logarithms, so that small rates keep their digits; beyond, the signs alternate.
-  slow = factor < 0.5
-  small = -jnp.expm1(count * jnp.log1p(-jnp.where(slow, factor, 0.25)))
-  sign = jnp.where(factor > 1, jnp.where(count % 2 == 1, -1, 1), 1)
-  gap = jnp.abs(1 - jnp.where(slow, 0.25, factor))
-  nonzero = gap > 0
-  power = jnp.where(nonzero, jnp.exp(count * jnp.log(jnp.where(nonzero, gap, 1))), count == 0)
-  large = 1 - sign * power
-  filtered = jnp.where(positive, jnp.where(slow, small, large) / safe, count * learning_rate)
-  limit = jnp.where(factor < 2, 1 / safe, jnp.where(factor == 2, jnp.nan, jnp.inf)) * positive
-  return jnp.where(late, limit, filtered)
+  # Small factors by series, which have the derivatives at 0.
+  small = factor < 0.1
+  slope = log_slope(jnp.where(small, factor, 0))
+  early = count * factor * slope < 0.5
+  start = count * slope * decayed_fraction(jnp.where(small & early, count * factor * slope, 0))
+  change = jnp.where(small & early, start, powers(1 - safe, safe, count)[1] / safe)
+  limit = jnp.where(factor > 2, jnp.inf, jnp.where(factor < 2, 1 / safe, jnp.nan))
+  return learning_rate * jnp.where(late, jnp.where(zero, 0, limit), change)
 
 
-def _filtered(eigensystem, residuals, ridge, of):
-  values, vectors = eigensystem
+def filtered(function, eigensystem: Eigensystem, residuals: jax.Array, *parameters) -> jax.Array:
+  """`V diag(f(values, *parameters)) V^T residuals`; eigenvalues that rounding cannot tell from 0 are 0."""
+  values, vectors, gram = eigensystem
+  values, vectors = jnp.asarray(values), jnp.asarray(vectors)
   _check_rows("residuals", residuals, values.shape[0])
+  parameters = [jnp.asarray(parameter, values.dtype) for parameter in parameters]
   noise = values.shape[0] * jnp.finfo(values.dtype).eps * values[-1]
-  rates = jnp.where(values > noise, values, 0) + jnp.asarray(ridge, values.dtype)
+  values = jnp.where(values <= noise, 0, values)
+  residuals = jnp.asarray(residuals, values.dtype)
+  if gram is not None:
+    return apply_function(function, gram, values, vectors, residuals, *parameters)
   rotate = lambda matrix, x: jnp.tensordot(matrix, x, 1, precision="highest")
-  components = rotate(vectors.T, residuals.astype(values.dtype))
-  return rotate(vectors, (of(rates) * components.T).T)
+  return rotate(vectors, (function(values, *parameters) * rotate(vectors.T, residuals).T).T)
 
 
 def kernel_regression(gram: ArrayLike, targets: ArrayLike, *, ridge: ArrayLike = 0.0) -> jax.Array:

@@ -12,7 +12,9 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.kernels.spectral import aligned_eigh, apply_function
 from jaxreg.metrics.noncentral_chi2 import log_gammainc
+from jaxreg.metrics.norms import safe_sqrt
 
 __all__ = [
   "ErrorLaw",
@@ -125,8 +127,9 @@ def hypothesis_errors(posterior: HypothesisPosterior, targets: ArrayLike, normal
   if jnp.ndim(normals) != 3 or jnp.shape(normals)[:2] != jnp.shape(targets):
     raise ValueError(f"normals must be {targets.shape} and an axis of samples, got shape {jnp.shape(normals)}.")
   values, vectors = jnp.linalg.eigh(covariance)
-  root = jnp.matmul(vectors * jnp.sqrt(jnp.maximum(values, 0)), vectors.T, precision="highest")
-  errors = jnp.tensordot(root, normals, 1, precision="highest") + (mean - targets)[:, :, None]
+  normals = jnp.asarray(normals, mean.dtype)
+  moved = apply_function(safe_sqrt, covariance, jnp.maximum(values, 0), vectors, normals.reshape(len(values), -1))
+  errors = moved.reshape(normals.shape) + (mean - targets)[:, :, None]
   return jnp.mean(errors**2, axis=(0, 1))
 
 
@@ -152,7 +155,7 @@ def error_law(posterior: HypothesisPosterior, targets: ArrayLike) -> ErrorLaw:
     distribution of the kernel hypothesis space.
   """
   mean, covariance, targets = _checked(posterior, targets)
-  values, vectors = jnp.linalg.eigh(covariance)
+  values, vectors = aligned_eigh(covariance, mean - targets)
   return ErrorLaw(jnp.maximum(values, 0), jnp.matmul(vectors.T, mean - targets, precision="highest"))
 
 

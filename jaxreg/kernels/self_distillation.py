@@ -20,7 +20,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
-from jaxreg.kernels.gradient_flow import Eigensystem, check_gram
+from jaxreg.kernels.gradient_flow import Eigensystem, check_gram, filtered
+from jaxreg.kernels.spectral import powers
 from jaxreg.metrics.norms import scaled
 
 __all__ = [
@@ -188,23 +189,21 @@ def coefficient_filter(
   check_hyperparameter("rounds", rounds, low=1, shape=shape)
   d = _wide(eigenvalues)
   ridge, weight, refits = (jnp.asarray(x, d.dtype) for x in (ridge, target_weight, rounds - 1))
-  log_power = _refit_log_power(d, ridge, weight, refits)
-  limit, first = weight / (ridge + weight * d), 1 / (ridge + d)
-  return (-jnp.expm1(log_power) * limit + jnp.exp(log_power) * first).astype(jnp.result_type(eigenvalues))
+  return _coefficient_filter(d, ridge, weight, refits).astype(jnp.result_type(eigenvalues))
+
+
+def _coefficient_filter(d, ridge, weight, refits):
+  forever = jnp.isinf(refits)
+  total = d + ridge
+  remembered, forgotten = powers(
+    (1 - weight) * (d / total), (ridge + weight * d) / total, jnp.where(forever, 1, refits)
+  )
+  limit, first = weight / (ridge + weight * d), 1 / total
+  return jnp.where(forever, limit, forgotten * limit + remembered * first)
 
 
 def _wide(array):
   return jnp.asarray(array, jnp.promote_types(jnp.result_type(array), jnp.float32))
-
-
-def _refit_log_power(d, ridge, weight, refits):
-  """`log(r^refits)` with `r = (1 - weight) d / (d + ridge)`; minus infinity where that is zero."""
-  some, forever = refits > 0, jnp.isinf(refits)
-  # Smaller eigenvalues, and weight 1, forget the first fit at once.
-  remembers = (d > jnp.finfo(d.dtype).eps ** 2 * ridge) & (weight < 1)
-  log_ratio = jnp.log1p(-jnp.where(remembers, weight, 0)) - jnp.log1p(ridge / jnp.where(remembers, d, ridge))
-  finite = jnp.where(remembers & ~forever, jnp.where(forever, 0, refits) * log_ratio, -jnp.inf)
-  return jnp.where(some, finite, jnp.where(jnp.isnan(refits), jnp.nan, 0))
 
 
 def self_distilled_coefficients(
@@ -239,11 +238,11 @@ def self_distilled_coefficients(
   Reference: Borup, Andersen, "Even your Teacher Needs Guidance", NeurIPS 2021, the solution in closed form and its
     limit.
   """
-  values, vectors = eigensystem
-  _check_targets(targets, jnp.shape(values)[0])
-  scales = coefficient_filter(values, ridge=ridge, target_weight=target_weight, rounds=rounds)
-  rotate = lambda matrix, x: jnp.tensordot(matrix, x, 1, precision="highest")
-  return rotate(vectors, (scales * rotate(vectors.T, targets.astype(values.dtype)).T).T)
+  check_hyperparameter("ridge", ridge, low=0, open_low=True)
+  check_hyperparameter("target_weight", target_weight, low=0, high=1)
+  check_hyperparameter("rounds", rounds, low=1)
+  _check_targets(targets, jnp.shape(eigensystem.values)[0])
+  return filtered(_coefficient_filter, eigensystem, targets, ridge, target_weight, rounds - 1)
 
 
 def effective_ridge(ridge: ArrayLike, target_weight: ArrayLike) -> jax.Array:
