@@ -6,8 +6,9 @@ columns per output pixel in `d` dimensions. It is orthogonal when `A A^T = I` (n
 `metrics.conv_spectrum` measures how far a kernel is from it at a given image size.
 """
 
+import itertools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +40,10 @@ def orthogonal_conv_penalty(kernel: jax.Array, *, stride: int = 1) -> jax.Array:
   (see `orthogonal_conv_taps`); the penalty then makes all but the border orthogonal.
 
   Divide it by the number of outputs when several layers share one weight, exclude the kernel from weight decay, and
-  start from an orthogonal kernel where `M = C S^d`, the shape in which descent gets stuck. In float32 it does not
-  resolve values below about 1e-6 and may round to slightly less than zero.
+  start from an orthogonal kernel where `M = C S^d`, the shape in which descent gets stuck: with stride 1 and `M >= C`
+  that is `flax.linen.initializers.delta_orthogonal()` (`nnx.initializers` has it too), which is zero but for an
+  orthogonal matrix at the central tap. In float32 the penalty does not resolve values below about 1e-6 and may round
+  to slightly less than zero.
 
   >>> import jax.numpy as jnp
   >>> kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))
@@ -295,35 +298,31 @@ def _wide(array):
 
 
 def _squared_defect(kernel, sizes: ConvSizes):
-  """`||R - T||_F^2`: the convolution of the kernel, as a batch of outputs, by itself, but as one matrix product.
+  """`||R - T||_F^2`, a matrix product of the overlapping taps for each displacement of the kernel against itself.
 
-  Under `vmap` a convolution by itself becomes a grouped one, slow to compile and to run, a product a batched product.
+  Not one convolution: under `vmap` that becomes a grouped one, slow to compile and to run, and it needs the kernel
+  padded to all displacements, which are mostly products with zeros.
   """
   wide = _wide(kernel)
-  windows = wide
-  for axis in range(sizes.dimensions):
+  reach = (sizes.kernel_size - 1) // sizes.stride
+  total = jnp.zeros((), wide.dtype)
+  for steps in itertools.product(range(-reach, reach + 1), repeat=sizes.dimensions):
     # R is transposed at the opposite displacement: one half space is enough.
-    windows = _displaced(windows, axis, sizes, both_sides=axis > 0)
-  count = windows.ndim - wide.ndim
-  windows = windows.reshape(*windows.shape[:count], -1, sizes.outputs)
-  matrix = wide.reshape(-1, sizes.outputs)
-  products = jnp.einsum("...xm,xn->...mn", windows, matrix, precision=jax.lax.Precision.HIGHEST)
-  centre = (0, *[products.shape[1] // 2] * (sizes.dimensions - 1)) if count > 1 else (0,)
-  products = products.at[centre].add(-jnp.eye(sizes.outputs, dtype=products.dtype))
-  squares = jnp.sum(jnp.square(products), axis=tuple(range(1, products.ndim)))
-  return 2 * jnp.sum(squares) - squares[0]
+    if steps < (0,) * sizes.dimensions:
+      continue
+    moved = [sizes.stride * step for step in steps]
+    product = jnp.matmul(_overlap(wide, moved).T, _overlap(wide, [-by for by in moved]), precision="highest")
+    if any(steps):
+      total = total + 2 * jnp.sum(jnp.square(product))
+    else:
+      total = total + jnp.sum(jnp.square(product - jnp.eye(sizes.outputs, dtype=product.dtype)))
+  return total
 
 
-def _displaced(windows, axis: int, sizes: ConvSizes, *, both_sides: bool):
-  """The windows displaced by multiples of the stride along one dimension, zero beyond the kernel, stacked at `axis`."""
-  reach = (sizes.kernel_size - 1) // sizes.stride * sizes.stride
-  # In front are the axes of the dimensions before, then those of the kernel.
-  place = 2 * axis
-  low = reach if both_sides else 0
-  padded = jnp.pad(windows, [(low, reach) if at == place else (0, 0) for at in range(windows.ndim)])
-  starts = range(0, low + reach + 1, sizes.stride)
-  slices = [jax.lax.slice_in_dim(padded, at, at + sizes.kernel_size, axis=place) for at in starts]
-  return jnp.stack(slices, axis=axis)
+def _overlap(kernel, moved: Sequence[int]):
+  """The taps of a kernel that lie on those of the same kernel displaced by `moved`, as a matrix `[-1, outputs]`."""
+  taps = tuple(slice(max(by, 0), min(by, 0) or None) for by in moved)
+  return kernel[taps].reshape(-1, kernel.shape[-1])
 
 
 def _layer_penalty(path: str, kernel, stride: int | None):

@@ -64,6 +64,46 @@ def test_the_matrix_is_flax_circular_convolution(stride):
   np.testing.assert_allclose(np.moveaxis(outputs, -1, 0).ravel(), conv_matrix(kernel, 4, stride) @ flat, rtol=1e-10)
 
 
+def convolved(kernel, stride):
+  """L_orth as the kernel's convolution by itself, padded to all displacements: the definition, in any dimension."""
+  size, outputs, spatial = kernel.shape[0], kernel.shape[-1], kernel.ndim - 2
+  axes = "DHW"[-spatial:]
+  reach = (size - 1) // stride * stride
+  products = jax.lax.conv_general_dilated(
+    jnp.moveaxis(kernel, -1, 0), kernel, [stride] * spatial, [(reach, reach)] * spatial,
+    dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+  )  # fmt: skip
+  centre = (slice(None), *[reach // stride] * spatial)
+  columns = kernel.shape[-2] * stride**spatial
+  return jnp.sum(jnp.square(products.at[centre].add(-jnp.eye(outputs)))) - max(0, outputs - columns)
+
+
+@pytest.mark.parametrize(
+  "shape, stride",
+  [((3, 3, 3, 4), 1), ((5, 5, 2, 3), 2), ((7, 7, 1, 2), 3), ((9, 2, 3), 4), ((3, 3, 3, 2, 5), 1), ((3, 3, 2, 4), 5)],
+)
+def test_it_is_the_kernel_convolved_by_itself(shape, stride):
+  kernel = np.random.default_rng(0).normal(size=shape) / np.prod(shape) ** 0.4
+  value, gradient = penalty(stride)(kernel)[0]
+  expected, slope = jax.value_and_grad(convolved)(kernel, stride)
+  np.testing.assert_allclose(value, expected, rtol=1e-10)
+  np.testing.assert_allclose(gradient, slope, rtol=1e-10, atol=1e-12)
+
+
+def test_it_multiplies_no_padding():
+  """Windows of all displacements were 25 times the kernel, with the gradient 50 times."""
+  kernel = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)
+  room = lambda f: jax.jit(f).lower(kernel).compile().memory_analysis().temp_size_in_bytes / (4 * kernel.size)
+  assert room(orthogonal_conv.orthogonal_conv_penalty) < 9
+  assert room(jax.grad(orthogonal_conv.orthogonal_conv_penalty)) < 13
+
+
+def test_delta_orthogonal_kernels_are_where_to_start():
+  for inputs, outputs in ((4, 4), (3, 8)):
+    kernel = nn.initializers.delta_orthogonal()(jax.random.key(0), (3, 3, inputs, outputs), jnp.float64)
+    assert abs(l_orth(kernel)) < 1e-12
+
+
 def test_zero_at_orthogonal_kernels_and_the_offset():
   rng = np.random.default_rng(0)
   assert abs(l_orth(shifting_kernel(rng, 3, 5, 3))) < 1e-12
