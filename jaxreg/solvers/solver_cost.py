@@ -34,20 +34,20 @@ class SolverCost(NamedTuple):
 
   @property
   def error_mean(self) -> jax.Array:
-    """Mean of `E_j h_j` over the accepted steps."""
-    return self.error_sum / self.steps
+    """Mean of `E_j h_j` over the accepted steps; 0 without any."""
+    return self.error_sum / jnp.maximum(self.steps, 1)
 
   @property
-  def stiffness_mean(self) -> jax.Array:
-    """Mean of `S_j` over the accepted steps."""
-    return self.stiffness_sum / self.steps
+  def stiffness_mean(self) -> jax.Array | None:
+    """Mean of `S_j` over the accepted steps, 0 without any; None for a solver without this estimate."""
+    return None if self.stiffness_sum is None else self.stiffness_sum / jnp.maximum(self.steps, 1)
 
 
 class _Totals(NamedTuple):
   error_sum: jax.Array
   squared_error_sum: jax.Array
-  stiffness_sum: jax.Array
-  stiffness_max: jax.Array
+  stiffness_sum: jax.Array | None  # None for a solver without this estimate
+  stiffness_max: jax.Array | None
 
 
 class HeuristicSolver(diffrax.AbstractWrappedSolver):
@@ -85,6 +85,14 @@ class HeuristicSolver(diffrax.AbstractWrappedSolver):
   def scan_kind(self):  # DirectAdjoint sets it through this property
     return _innermost(self.solver).scan_kind
 
+  @property
+  def root_finder(self):  # of implicit solvers; diffeqsolve gives it the controller's tolerances through this property
+    return _innermost(self.solver).root_finder
+
+  @property
+  def root_find_max_steps(self):
+    return _innermost(self.solver).root_find_max_steps
+
   def order(self, terms):
     return self.solver.order(terms)
 
@@ -99,26 +107,36 @@ class HeuristicSolver(diffrax.AbstractWrappedSolver):
 
   def init(self, terms, t0, t1, y0, args):
     zero = jnp.zeros((), _accumulator_dtype(y0))
-    return self.solver.init(terms, t0, t1, y0, args), _Totals(zero, zero, zero, zero)
+    stiffness = None if _stages_at_one_time(self.solver, y0) is None else zero
+    return self.solver.init(terms, t0, t1, y0, args), _Totals(zero, zero, stiffness, stiffness)
 
   def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
     inner, totals = solver_state
     y1, error, dense, inner, result = self.solver.step(terms, t0, t1, y0, args, inner, made_jump)
     if error is None:
-      raise ValueError(f"solver must estimate its error, got {self.solver!r}; diffrax.HalfSolver makes any solver do.")
+      raise ValueError(
+        f"solver must estimate its error, got {self.solver!r}; diffrax.HalfSolver does it for explicit ones."
+      )
+    return y1, error, dense, (inner, self._add(totals, t1 - t0, y0, y1, error, dense)), result
+
+  def _add(self, totals: _Totals, size, y0, y1, error, dense) -> _Totals:
+    """The totals after a step."""
     dtype = _accumulator_dtype(y0)
-    size = jnp.abs(t1 - t0).astype(dtype)
+    size = jnp.abs(size).astype(dtype)
     scaled = jax.tree.map(
       lambda e, a, b: e / (self.atol + self.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b))), error, y0, y1
     )
-    stiffness = _stiffness(self.solver, dense, size)
-    totals = _Totals(
-      totals.error_sum + _root_mean_square(scaled, dtype) * size,
-      totals.squared_error_sum + _root_mean_square(error, dtype) ** 2,
-      totals.stiffness_sum + stiffness,
-      jnp.maximum(totals.stiffness_max, stiffness),
+    totals = totals._replace(
+      error_sum=totals.error_sum + _root_mean_square(scaled, dtype) * size,
+      squared_error_sum=totals.squared_error_sum + _root_mean_square(error, dtype) ** 2,
     )
-    return y1, error, dense, (inner, totals), result
+    if totals.stiffness_sum is None:
+      return totals
+    stiffness = _stiffness(self.solver, dense, y0, size)
+    return totals._replace(
+      stiffness_sum=totals.stiffness_sum + stiffness,
+      stiffness_max=jnp.maximum(totals.stiffness_max, stiffness),
+    )
 
 
 def solve_with_cost(
@@ -140,8 +158,10 @@ def solve_with_cost(
   """`diffrax.diffeqsolve` that also returns what the solve cost, `sum_j E_j h_j` and the like, to be differentiated.
 
   The solution is the one that `diffeqsolve` finds. For explicit Runge-Kutta methods with two stages `i < j` at the same
-  time (Tsit5, Dopri5, Dopri8) the cost has the stiffness estimates `S = |k_j - k_i| / |g_j - g_i|` of derivatives `k`
-  at states `g`, a lower estimate of the largest eigenvalue of the vector field's Jacobian.
+  time (Tsit5, Dopri5, in float64 Dopri8) the cost has the stiffness estimates `S = |k_j - k_i| / |g_j - g_i|` of
+  derivatives `k` at states `g`, a lower estimate of the largest eigenvalue of the vector field's Jacobian. A step so
+  small that the two states differ by little more than rounding counts as 0: in float32 those with `h S` below about
+  0.02. Dopri8's states are so close that in float32 all would be rounding, and it has no such estimate there.
 
   The default adjoint works under `jit`, `vmap` and sharded `jit`; under `pmap` and `shard_map` a gradient needs
   `diffrax.DirectAdjoint()`. Solve a batch as one state: mapped over its examples, a solve has steps of its own for
@@ -201,9 +221,7 @@ def solve_with_cost(
   )
   inner, totals = solution.solver_state
   cost = SolverCost(
-    totals.error_sum,
-    totals.squared_error_sum,
-    *((totals.stiffness_sum, totals.stiffness_max) if _stages_at_one_time(solver) else (None, None)),
+    *totals,
     steps=jnp.asarray(solution.stats["num_accepted_steps"], jnp.int32),
     evaluations=_evaluations(solver, jnp.asarray(solution.stats["num_steps"], jnp.int32)),
   )
@@ -237,7 +255,10 @@ def combined_cost(
     Regularizing Internal Solver Heuristics", ICML 2021, both regularizers as the official code adds them.
   """
   if cost.stiffness_sum is None:
-    raise ValueError("cost must have a stiffness estimate, got None: the solver has no two stages at one time.")
+    raise ValueError(
+      "cost must have a stiffness estimate, got None: the solver has no two stages at one time, or none whose"
+      " states differ by more than rounding in the dtype of the solution."
+    )
   check_hyperparameter("stability_size", stability_size, low=0, open_low=True)
   check_hyperparameter("stiffness_weight", stiffness_weight, low=0)
   return cost.error_mean + stiffness_weight * cost.stiffness_mean / stability_size
@@ -303,8 +324,16 @@ def _root_mean_square(tree, dtype) -> jax.Array:
   return jnp.where(some, scale * jnp.sqrt(jnp.where(some, mean, 1)), 0)
 
 
-def _stages_at_one_time(solver):
-  """The last two stages at the same time, and the coefficients of the difference of their states; None if none."""
+def _epsilon(y0) -> float:
+  """The relative rounding of the coarsest leaf."""
+  return max(float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in jax.tree.leaves(y0))
+
+
+def _stages_at_one_time(solver, y0):
+  """The last two stages at the same time, and the coefficients of the difference of their states; None if none.
+
+  None as well where rounding in the dtype of `y0` would be a hundredth of that difference at `h S = 0.1`.
+  """
   tableau = getattr(_innermost(solver), "tableau", None)
   if not isinstance(tableau, diffrax.ButcherTableau) or tableau.implicit:
     return None
@@ -313,24 +342,35 @@ def _stages_at_one_time(solver):
   for last in reversed(range(len(times))):
     for other in reversed(range(last)):
       if np.isclose(times[last], times[other], rtol=0, atol=1e-12):
-        return other, last, rows[last] - rows[other]
+        coefficients = rows[last] - rows[other]
+        apart = abs(coefficients @ _stages_of_growth(rows, 0.1)) * 0.1
+        return (other, last, coefficients) if apart > 100 * _epsilon(y0) else None
   return None
 
 
-def _stiffness(solver, dense, size) -> jax.Array:
-  """`|k_j - k_i| / |g_j - g_i|`, zero where the states are the same or the solver has no such stages."""
-  stages = _stages_at_one_time(solver)
-  if stages is None or "k" not in dense:
-    return jnp.zeros_like(size)
-  i, j, coefficients = stages
+def _stages_of_growth(rows, rate: float) -> np.ndarray:
+  """The states at the stages of one step of size 1 of `y' = rate y` from 1."""
+  states = np.ones(len(rows))
+  for stage, row in enumerate(rows):
+    states[stage] = 1 + rate * row[:stage] @ states[:stage]
+  return states
+
+
+def _stiffness(solver, dense, y0, size) -> jax.Array:
+  """`|k_j - k_i| / |g_j - g_i|`; zero where the states differ by no more than ten times their rounding."""
+  i, j, coefficients = _stages_at_one_time(solver, y0)
   increments = dense["k"]  # h k, stages first
   slopes = _root_mean_square(jax.tree.map(lambda hk: hk[j] - hk[i], increments), size.dtype)
   states = jax.tree.map(
     lambda hk: jnp.tensordot(coefficients.astype(hk.dtype), hk, axes=1, precision="highest"), increments
   )
-  distance = _root_mean_square(states, size.dtype) * size
-  apart = distance > jnp.sqrt(jnp.finfo(size.dtype).tiny)
-  return jnp.where(apart, slopes / jnp.where(apart, distance, 1), 0)
+  distance = _root_mean_square(states, size.dtype)
+  terms = _root_mean_square(y0, size.dtype) + float(np.abs(coefficients).sum()) * _root_mean_square(
+    increments, size.dtype
+  )
+  rounding = _epsilon(y0) * jax.lax.stop_gradient(terms)
+  apart = distance > jnp.maximum(10 * rounding, jnp.sqrt(jnp.finfo(size.dtype).tiny))
+  return jnp.where(apart, slopes / jnp.where(apart, distance * size, 1), 0)
 
 
 def _evaluations(solver, steps):
