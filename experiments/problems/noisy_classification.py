@@ -18,6 +18,7 @@ from jaxreg.training import Task, gradient_task
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": nn.tanh}
 HPARAMS = {"learning_rate": 0.05, "noise_rate": 0.4}
+_RAMP = 40_000 / (200 * 352)  # ELR+'s ramp as a fraction of its training on CIFAR-10: 200 epochs of 45,000 / 128 steps
 
 
 class LossPart(NamedTuple):
@@ -177,7 +178,8 @@ def elr_plus_task(problem: Problem) -> Task:
   """ELR+: two networks on mixed batches, each with targets from the other's averaged weights; predicts with both.
 
   Both networks see the same batches and wrong labels, differ in initial parameters and mixing, and step at once.
-  Hyperparameters beyond those of ELR: `ema` and `ema_ramp` (steps) of the averaged weights, `alpha` of mixup.
+  Hyperparameters beyond those of ELR: `ema` and `ema_ramp` (steps, see `averaging`) of the averaged weights, `alpha` of
+  mixup.
   """
   part, one = LOSSES["elr"], functools.partial(_predict, problem)
   train, classes = _splits(problem)[0], _classes(problem)
@@ -213,8 +215,7 @@ def elr_plus_task(problem: Problem) -> Task:
     return jnp.sum(losses), ({**extra, "loss": tables}, {})
 
   def average(params, extra, context):
-    ramp = early_learning.sigmoid_rampup(context.step + 1, length=context.hparams["ema_ramp"])
-    fraction = 1 - context.hparams["ema"] * ramp
+    fraction = 1 - averaging(context.step, context.hparams["ema"], context.hparams["ema_ramp"])
     return params, {**extra, "averaged": optax.incremental_update(params, extra["averaged"], fraction)}
 
   def predict(params, extra, inputs):
@@ -226,12 +227,22 @@ def elr_plus_task(problem: Problem) -> Task:
     functools.partial(_optimizer, problem),
     data={"x": train["x"]},
     batch_size=problem.batch_size,
-    hparams={**HPARAMS, **part.hparams, "ema": 0.997, "ema_ramp": 40_000, "alpha": 1.0},
+    hparams={**HPARAMS, **part.hparams, "ema": 0.997, "ema_ramp": float(round(_RAMP * problem.steps)), "alpha": 1.0},
     after_update=average,
     evaluate=functools.partial(evaluate, problem, predict),
     predict=predict,
     config=Method(problem, "elr_plus"),
   )
+
+
+def averaging(step, ema, ramp):
+  """The momentum of ELR+'s averaged weights after a step, counted from 0.
+
+  `ema` times a ramp of that many steps (CIFAR); with a ramp of 0, `min(1 - 1 / (step + 1), ema)`: the mean of all
+  weights so far until that would remember longer than `ema` does (Clothing1M, WebVision).
+  """
+  with_ramp = ema * early_learning.sigmoid_rampup(step + 1, length=ramp)
+  return jnp.where(jnp.asarray(ramp) > 0, with_ramp, jnp.minimum(1 - 1 / (step + 1), ema))
 
 
 def _classes(problem: Problem) -> int:
