@@ -71,6 +71,7 @@ class Config:
     locations: of the Z-loss for text, of which it may choose.
     text_classes, text_features, text_hidden, text_epochs, text_learning_rates, text_output_rates: the same of the
       comparison on docstrings that `verify` makes beside that on clusters.
+    text_softmax_rates: learning rates of which log-softmax may choose there, as many as the Z-loss has settings.
     files: files of the standard library whose docstrings are read, from the first; None for all.
     timing_logs: logarithms to base 2 of the numbers of classes to time.
     timing_repeats: steps of which the fastest counts; a fifth of them for the dense layer.
@@ -97,6 +98,7 @@ class Config:
   text_epochs: int = 2
   text_learning_rates: tuple[float, ...] = (1e-3, 3e-3)
   text_output_rates: tuple[float, ...] = (0.3, 3.0)
+  text_softmax_rates: tuple[float, ...] = (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2)
   files: int | None = None
   timing_logs: tuple[int, ...] = (12, 14, 16, 18)
   timing_repeats: int = 30
@@ -109,6 +111,16 @@ class Config:
       raise ValueError(f"loss must be one of {', '.join(LOSSES)} (for text z or cross_entropy), got {self.loss!r}.")
     if self.classes <= max(TOP):
       raise ValueError(f"classes must be more than {max(TOP)}, got {self.classes}.")
+    if len(self.text_softmax_rates) != self.text_settings:
+      raise ValueError(
+        f"text_softmax_rates must be as many as the Z-loss has settings ({self.text_settings}), got"
+        f" {len(self.text_softmax_rates)}."
+      )
+
+  @property
+  def text_settings(self) -> int:
+    """Settings of the Z-loss on text."""
+    return len(self.text_learning_rates) * len(self.text_output_rates) * len(self.locations)
 
 
 PRESETS = {
@@ -121,6 +133,7 @@ PRESETS = {
     text_epochs=1,
     text_learning_rates=(3e-3,),
     text_output_rates=(0.3,),
+    text_softmax_rates=(1e-3, 3e-3),
     files=10,
     timing_logs=(8, 10),
     timing_repeats=5,
@@ -389,6 +402,8 @@ def cells(config: Config, seeds) -> dict[str, Cell]:
 def _text_config(config: Config, loss: str) -> Config:
   sizes = ("classes", "features", "hidden", "epochs", "learning_rates", "output_rates")
   own = {name: getattr(config, f"text_{name}") for name in sizes}
+  if loss == "cross_entropy":
+    own["learning_rates"] = config.text_softmax_rates
   return dataclasses.replace(config, task="docstrings", loss=loss, **own)
 
 
@@ -517,29 +532,55 @@ def claims(config: Config) -> tuple[Claim, ...]:
       lambda m: _top5(m, "z") - np.maximum(_top5(m, "taylor"), _top5(m, "squared")),
       at_least=0.2,
     ),
-    Claim(
-      "top_k",
-      "On text the Z-loss is at least as good as log-softmax at some k of 10 and 50",
-      "largest difference of the top-k test accuracies over k, Z-loss minus log-softmax, next word in docstrings;"
-      " settings chosen by validation for each k",
-      lambda m: (m["text z"] - m["text cross_entropy"])[:, TOP.index(10) :].max(axis=1),
-      at_least=0.0,
-    ),
+    *(_on_text(config, index, k) for index, k in enumerate(TOP)),
+  )
+
+
+def _on_text(config: Config, index: int, k: int) -> Claim:
+  return Claim(
+    f"text_top_{k}",
+    f"On text the Z-loss names the next word among its first {k} at least as often as log-softmax"
+    if k > 1
+    else "On text the Z-loss names the next word at least as often as log-softmax",
+    f"top-{k} test accuracy, Z-loss minus log-softmax, next word in docstrings; each loss's setting the best of"
+    f" {config.text_settings} on a validation part",
+    lambda m: (m["text z"] - m["text cross_entropy"])[:, index],
+    at_least=0.0,
+    amended="on 29 November 2026 this and its siblings replaced one claim that took the better of k 10 and 50 for each"
+    " seed, with 8 settings for the Z-loss against 2 for log-softmax.",
   )
 
 
 def notes(config: Config) -> tuple[str, ...]:
   """What is chosen how, and what varies."""
-  softmax, rest = len(config.text_learning_rates), len(config.text_output_rates) * len(config.locations)
   return (
     "Reported, not gated: on clusters log-softmax against the Z-loss at top-1, 5, 10 and 50; in the card's pilot"
-    " log-softmax won at every k.",
-    "On clusters each loss's learning rate is the one with the best top-5 test accuracy; on text settings are chosen on"
-    f" a validation part, by the Z-loss among {softmax * rest} and by log-softmax among {softmax}.",
+    " log-softmax won at every k. The claims on text are an addition: the card asks to report this comparison only.",
+    "On clusters each loss's learning rate is the one of two with the best top-5 test accuracy; on text settings are"
+    f" chosen on a validation part for each k: by the Z-loss among {config.text_settings} (learning rate of Adam × that"
+    " of the output layer × location), by log-softmax among as many learning rates.",
     "The text is the docstrings of the standard library of the Python that ran, so it changes with the version of"
-    " Python. The Z-loss trains its output layer by SGD in the factored layer, log-softmax all layers by Adam.",
+    " Python.",
     "The deviations of the clusters' points are the same for all seeds; means, parameters and batches are not.",
   )
+
+
+DEVIATIONS = (
+  "The official code is Theano with C++ and CUDA, and does not run today; its NumPy functions gave the golden values.",
+  "Clusters and docstrings with 4,096 words instead of Penn Treebank (10,000) and One Billion Word (793,471); the"
+  " preset `paper` is for the latter, once the user has written its n-grams.",
+  "Times are those of one jitted step of the output layer on a CPU, 64 features and batches of 32, against a dense"
+  " layer with the same loss; the paper times epochs on a GPU against log-softmax and hierarchical softmax.",
+  "Losses are means over the batch; the official example sums the Z-loss and averages its log-softmax, so that its"
+  " learning rates are not comparable.",
+  "On clusters all layers are dense and trained by Adam. On text the Z-loss's output layer is the factored one, which"
+  " only plain SGD can step; log-softmax trains all layers by Adam. The preset `paper` uses SGD throughout, as the"
+  " official example does.",
+  "The mean is subtracted before squares are summed, and the gradient at equal logits is 0, where the official code's"
+  " is not a number.",
+  "Weight decay of the factored layer also reaches `Q` and the column sums, which the official code leaves out; no"
+  " preset decays weights.",
+)
 
 
 def figure(config: Config, summary: dict[str, np.ndarray], path: pathlib.Path) -> None:
