@@ -361,11 +361,26 @@ def claims(config: Config) -> tuple[Claim, ...]:
   )
 
 
+DEVIATIONS = (
+  "The penalty is squared, less its minimum, with padding floor((k - 1) / S) S. Wang et al.'s code takes the norm"
+  " (`orthogonal_conv_defect_norm`) without the offset and has padding 1 whatever kernel and stride, which accepts"
+  " kernels that are not orthogonal; their weights are not comparable with those here.",
+  "Digits of 8 × 8 pixels and three convolutions with MaxMin and a linear head, instead of CIFAR-10, Imagenette and"
+  " ImageNet with VGG-like and residual networks. No paper preset.",
+  "All kernels are penalized with one weight, not divided by their sizes, the first convolution and the head"
+  " (flattened form) among them; Wang et al. leave out the first convolution and flatten 1 × 1 and downsampling ones.",
+  "Kernels of the network start from flax's default (normal, by fan-in), not from orthogonal ones, and layers have"
+  " biases; batch normalization is left out.",
+  "Descent on the penalty alone is shown for five shapes and 3 × 3 kernels, Adam at 0.01 and 0.001 in the last"
+  " quarter; the paper's grid of shapes is not known.",
+  "The weight of the robustness claim is the largest whose mean clean accuracy on the test images is within a point of"
+  " that without penalty; attack and accuracy are measured on the same images.",
+)
 NOTES = (
   "The identity of penalty and Frobenius error needs inputs of at least 2 k - 1 pixels: at stride 1 a 4-pixel image is"
   " too small, and is left out of that claim.",
-  "The penalty covers all four layers, the linear head among them. Certified accuracy (the fraction of test images that"
-  " are right and provably stay so within the attack's radius) is reported in the figure, not gated.",
+  "The penalty covers all four layers, the linear head among them. Certified accuracy (the fraction of test images"
+  " that are right and provably stay so within the attack's radius) is reported in the figure, not gated.",
 )
 
 

@@ -225,6 +225,22 @@ def _of(config: Config, k: int) -> tuple[Claim, ...]:
   )
 
 
+DEVIATIONS = (
+  "There is no official code and the paper's text was not at hand: penalty and proximal operator were derived from its"
+  " abstract and the sparse envelope of Beck and Refael. Where the paper puts the weights of the groups is not known;"
+  " here all are 1.",
+  "A perceptron on digits with one sparse layer; by its reviews the paper prunes filters of LeNet, VGG16, ResNet18 and"
+  " MobileNetV1 on Fashion-MNIST and CIFAR-10. No paper preset.",
+  "Plain proximal gradient steps with a constant learning rate and batch size; by the reviews the paper adds"
+  " half-space projections (AdaHSPG+), and its proof of convergence asks for decreasing steps or growing batches.",
+  "The proximal operator sorts its breakpoints, O(m log m), instead of the paper's selection in linear time.",
+  "A group is a neuron's incoming weights and bias; outgoing weights are not penalized, so that the network may"
+  " rescale. The paper prunes several layers at once.",
+  "Group lasso's strength is the weakest of a geometric grid that leaves at most k neurons, chosen for each seed after"
+  " training.",
+)
+
+
 def notes(config: Config) -> tuple[str, ...]:
   """What keeps a run from k."""
   lam = 0.1 * config.strength  # the default learning rate times the strength
