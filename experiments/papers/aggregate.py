@@ -306,8 +306,8 @@ DEVIATIONS = (
   "The bag-level end is the weight 1e-6, not the pseudo-inverse at 0: the two differ where there are fewer bags than"
   " dimensions.",
   "In the private problem Laplace noise for responses clipped at 2 is added to means of responses that are not"
-  " clipped, as in the formula that it is compared with; it is not itself a private release (`data.private_bag_means`"
-  " clips).",
+  " clipped, as in the formula that it is compared with; it is not itself a private release"
+  " (`data.laplace_private_bag_means` clips).",
   "The network is a perceptron on the 442 examples of diabetes in bags of four, with Adam; the paper's tables are not"
   " known. The preset `paper` reads bags that the user writes and measures the error of their means.",
 )
