@@ -11,7 +11,7 @@ from scipy import integrate
 from jaxreg.models import MLP
 from jaxreg.solvers.solver_cost import solve_with_cost
 
-__all__ = ["ODE_WEIGHT", "SDE_WEIGHT", "measure_ode", "measure_sde"]
+__all__ = ["CONVERGED", "ODE_WEIGHT", "SDE_WEIGHT", "measure_ode", "measure_sde", "thresholds"]
 
 MATRIX = np.array([[-0.1, 2.0], [-2.0, -0.1]])
 START = np.array([2.0, 0.0])
@@ -19,17 +19,29 @@ TIMES = np.linspace(0, 1, 31)[1:]
 NOISE = 0.2
 ODE_WEIGHT = 0.2  # of the error's penalty
 SDE_WEIGHT = 0.2
+CONVERGED = 0.05  # times the loss of a solution that stays at the start; training that fails ends at several times that
+
+
+def thresholds() -> dict[str, float]:
+  """The losses of `ODE` and `SDE` below which a training counts as converged."""
+  means, variances = spiral_moments()
+  rest = {
+    "ODE": np.mean((trajectory() - START) ** 2),
+    "SDE": np.mean((means - START) ** 2) + np.mean(variances**2),
+  }
+  return {name: CONVERGED * float(loss) for name, loss in rest.items()}
 
 
 def measure_ode(seeds, steps: int = 500) -> dict[str, np.ndarray]:
-  """The spiral's trajectory learned by a neural ODE in float64: `NAME loss` and `NAME evaluations`, `[seeds]`.
+  """The spiral's trajectory learned by a neural ODE in float64: `NAME loss` and the like, `[seeds]`.
 
   Args:
     seeds: of the runs.
     steps: AdaBelief's steps.
 
   Returns:
-    Of `vanilla` and `error` the mean square error and the evaluations of the vector field, at the end of training.
+    Of `vanilla` and `error`, at the end of training, `loss` (the mean square error), `evaluations` of the vector field,
+    and `converged`, whether the loss is below the threshold.
   """
   drift = MLP((50, 2), activation=jnp.tanh)
   vector_field = lambda t, y, params: drift.apply({"params": params}, y[None] ** 3)[0]
@@ -48,11 +60,11 @@ def measure_ode(seeds, steps: int = 500) -> dict[str, np.ndarray]:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
 
   with jax.enable_x64(True):
-    return _measure(losses, init, seeds, ODE_WEIGHT, steps, trials=1)
+    return _measure("ODE", losses, init, seeds, ODE_WEIGHT, steps, trials=1)
 
 
 def measure_sde(paths: int, seeds, steps: int = 250) -> dict[str, np.ndarray]:
-  """The noisy spiral's moments learned by a neural SDE: `NAME loss` and `NAME evaluations`, `[seeds]`.
+  """The noisy spiral's moments learned by a neural SDE: `NAME loss` and the like, `[seeds]`.
 
   Args:
     paths: of the neural SDE, solved as one state.
@@ -60,7 +72,8 @@ def measure_sde(paths: int, seeds, steps: int = 250) -> dict[str, np.ndarray]:
     steps: AdaBelief's steps.
 
   Returns:
-    Of `vanilla` and `error` the loss and the evaluations of the drift, means of ten solutions at the end of training.
+    Of `vanilla` and `error`, at the end of training, `loss` and `evaluations` of the drift, means of ten solutions, and
+    `converged`, whether the loss is below the threshold.
   """
   means, variances = spiral_moments()
   drift, diffusion = MLP((50, 2), activation=jnp.tanh), MLP((2,))
@@ -84,10 +97,10 @@ def measure_sde(paths: int, seeds, steps: int = 250) -> dict[str, np.ndarray]:
     return {name: module.init(at, jnp.zeros((1, 2)))["params"]
             for name, module, at in (("drift", drift, one), ("diffusion", diffusion, two))}  # fmt: skip
 
-  return _measure(losses, init, seeds, SDE_WEIGHT, steps, trials=10)
+  return _measure("SDE", losses, init, seeds, SDE_WEIGHT, steps, trials=10)
 
 
-def _measure(losses, init, seeds, weight, steps, trials):
+def _measure(kind, losses, init, seeds, weight, steps, trials):
   """Training without and with a penalty; `losses(params, key)` are the loss, the penalty and the evaluations."""
   optimizer = optax.adabelief(0.01)
 
@@ -112,7 +125,8 @@ def _measure(losses, init, seeds, weight, steps, trials):
   measured = {}
   for name, value in (("vanilla", 0.0), ("error", weight)):
     results = np.array([jax.device_get(train(jax.random.key(seed), jnp.asarray(value))) for seed in seeds])
-    measured |= {f"{name} loss": results[:, 0], f"{name} evaluations": results[:, 1]}
+    converged = (results[:, 0] < thresholds()[kind]).astype(float)
+    measured |= {f"{name} loss": results[:, 0], f"{name} evaluations": results[:, 1], f"{name} converged": converged}
   return measured
 
 
