@@ -287,7 +287,9 @@ def growth(config: Config, summary, name: str) -> np.ndarray:
   """Exponents of the growth of the mean regret with the number of episodes on the stress instance, `[seeds]`."""
   counts = config.stress_episodes
   means = np.stack([summary[f"stress {name} {count}"].mean(1) for count in counts])
-  return np.polyfit(np.log(counts), np.log(np.maximum(means, 1e-9)), 1)[0]
+  # By sums, and not by LAPACK, whose last bits depend on the machine and would change the record.
+  centred = np.log(counts)[:, None] - np.log(counts).mean()
+  return (centred * np.log(np.maximum(means, 1e-9))).sum(0) / (centred**2).sum()
 
 
 def _tail(values) -> np.ndarray:
