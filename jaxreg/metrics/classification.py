@@ -90,6 +90,7 @@ def balanced_top_k_accuracy(
   hits, where = _hits(logits, labels, k, where)
   dtype = _metric_dtype(logits)
   zeros = jnp.zeros(logits.shape[-1], jnp.int32)
+  labels, _ = counted_labels(as_array("labels", labels), logits.shape[-1])
   count = zeros.at[labels].add(where.astype(jnp.int32))
   right = zeros.at[labels].add((hits & where).astype(jnp.int32))
   return jnp.mean(right.astype(dtype) / jnp.maximum(count, 1), where=count > 0)
