@@ -114,10 +114,11 @@ def linear_q_estimate(
   Reference: Dai, Luo, Wei, Zimmert, "Refined Regret for Adversarial MDPs with Linear Function Approximation",
     ICML 2023, the estimator of Algorithm 1.
   """
+  check_float("features", features)
+  check_hyperparameter("loss_to_go", loss_to_go, shape=())
   dtype = jnp.promote_types(features.dtype, jnp.float32)
-  return (_weights(features, inverse_covariance, played_features) * jnp.asarray(loss_to_go, dtype)).astype(
-    features.dtype
-  )
+  values = _weights(features, inverse_covariance, played_features) * jnp.asarray(loss_to_go, dtype)
+  return values.astype(features.dtype)
 
 
 def magnitude_reduced_q_estimate(
@@ -163,13 +164,16 @@ def magnitude_reduced_q_estimate(
   Reference: Dai, Luo, Wei, Zimmert, "Refined Regret for Adversarial MDPs with Linear Function Approximation",
     ICML 2023, the magnitude-reduced estimator of Algorithm 2.
   """
-  for name, array in (
-    ("features", features), ("inverse_covariance", inverse_covariance), ("played_features", played_features)
-  ):  # fmt: skip
-    check_float(name, array)
+  check_float("features", features)
+  check_float("reference_weights", reference_weights)
   _check_features(reference_features, reference_weights)
-  check_hyperparameter("high", high, low=0)
-  check_hyperparameter("low", low)
+  if jnp.shape(reference_features)[-1] != jnp.shape(features)[-1]:
+    raise ValueError(
+      f"reference_features must be as long as features, {jnp.shape(features)[-1]}, got {jnp.shape(reference_features)}."
+    )
+  check_hyperparameter("loss_to_go", loss_to_go, shape=())
+  check_hyperparameter("high", high, low=0, shape=())
+  check_hyperparameter("low", low, shape=())
   dtype = jnp.promote_types(features.dtype, jnp.float32)
   low, high = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
   least = lambda g: high * jnp.minimum(g, 0) + low * jnp.maximum(g, 0)
@@ -210,7 +214,8 @@ def quadratic_bonus(
     raise ValueError(
       f"policy must have the leading shape of features, expected {features.shape[:-1]}, got {policy.shape}."
     )
-  check_hyperparameter("scale", scale, low=0)
+  _check_square(inverse_covariance, features.shape[-1])
+  check_hyperparameter("scale", scale, low=0, shape=())
   dtype = jnp.promote_types(features.dtype, jnp.float32)
   wide = features.astype(dtype)
   norms = jnp.einsum("...i,ij,...j->...", wide, inverse_covariance.astype(dtype), wide)
@@ -260,12 +265,18 @@ def _check_features(features, weights=None) -> None:
     raise ValueError(f"weights must have one entry for each row of features, got {weights.shape} for {features.shape}.")
 
 
+def _check_square(inverse_covariance, size) -> None:
+  check_float("inverse_covariance", inverse_covariance)
+  if inverse_covariance.shape != (size, size):
+    raise ValueError(f"inverse_covariance must have shape {(size, size)}, got {inverse_covariance.shape}.")
+
+
 def _weights(features, inverse_covariance, played_features) -> jax.Array:
   """`phi' S phi_played` in at least float32."""
   check_float("features", features)
   size = features.shape[-1]
-  if inverse_covariance.shape != (size, size):
-    raise ValueError(f"inverse_covariance must have shape {(size, size)}, got {inverse_covariance.shape}.")
+  _check_square(inverse_covariance, size)
+  check_float("played_features", played_features)
   if played_features.shape != (size,):
     raise ValueError(f"played_features must have shape {(size,)}, got {played_features.shape}.")
   dtype = jnp.promote_types(features.dtype, jnp.float32)

@@ -240,6 +240,8 @@ def test_bad_input():
     )
   with pytest.raises(ValueError, match="scale must lie"):
     estimation.quadratic_bonus(ones((1, 2, 3)), ones((3, 3)), ones((1, 2)), scale=-1)
+  with pytest.raises(ValueError, match="inverse_covariance must have shape"):
+    estimation.quadratic_bonus(ones((3, 4, 2)), jnp.eye(3), ones((3, 4)), scale=1.0)
   with pytest.raises(ValueError, match="policy must have the leading shape"):
     estimation.quadratic_bonus(ones((1, 2, 3)), ones((3, 3)), ones((2,)), scale=1)
   with pytest.raises(ValueError, match="transitions must have shape"):

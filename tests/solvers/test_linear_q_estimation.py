@@ -29,6 +29,8 @@ ROWS = [
       ("played_features", lambda f, s, p, *rest: (f, s, p[1:], *rest)),
       ("inverse_covariance", lambda f, s, *rest: (f, s[1:], *rest)),
       ("weights", lambda *arguments: (*arguments[:-1], arguments[-1][1:])),
+      ("loss_to_go", lambda f, s, p, loss, *rest: (f, s, p, np.full(EXAMPLES, loss), *rest)),
+      ("reference_features", lambda *arguments: (*arguments[:4], arguments[4][:, 1:], arguments[5])),
     ),
     options={"high": (1.0, 3.0)},
   ),
