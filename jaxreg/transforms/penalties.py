@@ -54,7 +54,8 @@ def penalize(
   Reference: the penalized loss of any textbook; decoupled placement after Loshchilov, Hutter, "Decoupled Weight Decay
     Regularization", ICLR 2019, equation 2.
   """
-  check_hyperparameter("weight", weight)
+  if not callable(weight):  # a schedule's values are traced
+    check_hyperparameter("weight", weight)
 
   def update(updates, state, params=None, **extra_args):
     del extra_args

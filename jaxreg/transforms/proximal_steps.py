@@ -62,7 +62,8 @@ def proximal(
 
   Reference: Parikh, Boyd, "Proximal Algorithms", Foundations and Trends in Optimization 2014, Section 4.2.
   """
-  check_hyperparameter("learning_rate", learning_rate, low=0)
+  if not callable(learning_rate):  # a schedule's values are traced
+    check_hyperparameter("learning_rate", learning_rate, low=0)
   if not jax.tree.leaves(prox):
     raise ValueError(f"prox must be a function or a tree of functions and None, got no function in {prox!r}.")
   for operator in jax.tree.leaves(prox):
