@@ -51,15 +51,11 @@ def cores() -> int:
 
 
 def write(path: pathlib.Path, record: dict) -> None:
-  """Writes a record as JSON, all of it or nothing; NaN becomes null, an infinity text.
-
-  Numbers have ten significant digits: the last ones of a fit or a mean depend on the processor, and `report` is to give
-  the same bytes on all.
-  """
+  """Writes a record as JSON, all of it or nothing; NaN becomes null, an infinity text."""
   from jaxreg.training import files  # imports JAX, which `list` does without
 
   path.parent.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(_rounded(strict(record)), indent=1, ensure_ascii=False, allow_nan=False)
+  text = json.dumps(strict(record), indent=1, ensure_ascii=False, allow_nan=False)
   files.replace(path, f"{text}\n".encode())
 
 
@@ -76,11 +72,16 @@ def strict(value):
   return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _rounded(value):
+def rounded(value):
+  """A value in which numbers have ten significant digits.
+
+  For what follows from a table: the last digits of a fit or a mean depend on the processor, and `report` is to give the
+  same bytes on all. Settings, which are compared, keep their digits.
+  """
   if isinstance(value, dict):
-    return {key: _rounded(item) for key, item in value.items()}
+    return {key: rounded(item) for key, item in value.items()}
   if isinstance(value, list):
-    return [_rounded(item) for item in value]
+    return [rounded(item) for item in value]
   return float(f"{value:.10g}") if isinstance(value, float) else value
 
 

@@ -67,7 +67,8 @@ def judged(recipe, config, trials: Trials) -> dict:
     "deviations": list(getattr(recipe, "DEVIATIONS", ())),
     "notes": list(recipe.notes(config) if hasattr(recipe, "notes") else getattr(recipe, "NOTES", ())),
   }
-  return parts | ({"table": recipe.table(config, found)} if hasattr(recipe, "table") else {})
+  table = {"table": recipe.table(config, found)} if hasattr(recipe, "table") else {}
+  return records.rounded(records.strict(parts | table))
 
 
 def _trained(recipe, config, seeds, folder, who, progress) -> tuple[Trials, dict]:

@@ -149,10 +149,12 @@ def test_the_committed_ledger_is_what_report_makes(tmp_path, monkeypatch):
   assert {path: path.read_bytes() for path in results.rglob("*.json")} == recorded
 
 
-def test_records_have_ten_significant_digits(tmp_path):
-  records.write(tmp_path / "record.json", {"config": {"steps": 2**40 + 1}, "values": [1 / 3, 1e-7 / 3, 5.0, np.nan]})
-  written = json.loads((tmp_path / "record.json").read_text())
-  assert written == {"config": {"steps": 2**40 + 1}, "values": [0.3333333333, 3.333333333e-08, 5.0, None]}
+def test_what_follows_from_a_table_has_ten_significant_digits(tmp_path):
+  values = [1 / 3, {"a": 1e-7 / 3}, 5.0, 2**40 + 1, None]
+  assert records.rounded(values) == [0.3333333333, {"a": 3.333333333e-08}, 5.0, 2**40 + 1, None]
+  settings = {"rate": 0.1234567890123456}  # compared, and so kept as they are
+  records.write(tmp_path / "config.json", settings)
+  assert json.loads((tmp_path / "config.json").read_text()) == settings
 
 
 def test_strict_json():

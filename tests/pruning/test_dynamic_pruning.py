@@ -272,7 +272,7 @@ def test_bad_input():
     pruning.mass_mask(maps, mass=1.5)
   with refused("tolerance must lie"):
     pruning.mass_mask(maps, mass=0.5, tolerance=-1)
-  with refused(r"min_keep must be an int in \[0, 4\], got 5"):
+  with refused(r"min_keep must be an integer in \[0, 4\], got 5"):
     pruning.mass_mask(maps, mass=0.5, min_keep=5)
   with refused("prune_ratio must lie"):
     pruning.uniform_mask(maps, prune_ratio=1.1)
