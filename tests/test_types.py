@@ -7,14 +7,9 @@ import re
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import jaxreg
-from tests.conformance import collect
-from tests.test_conformance import inputs, is_state
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [
@@ -98,13 +93,3 @@ def test_every_public_name_has_a_type(report):
 
 def test_misspelt_names_are_noticed(report):
   assert [line for line, severity, _ in report["wrong"] if severity == "error"] == [2, 3, 4]
-
-
-@pytest.mark.parametrize("row", collect().rows, ids=lambda row: row.label)
-def test_numpy_arrays_are_accepted(row):
-  """What `ArrayLike` promises; results have the shapes and dtypes that they have for JAX arrays."""
-  arguments, hyperparameters = inputs(row, dtype=jnp.float32)
-  host = lambda leaf: leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else np.asarray(leaf)
-  given = [x if is_state(x) else jax.tree.map(host, x) for x in arguments]
-  expected = jax.eval_shape(lambda: row.call(*arguments, **hyperparameters))
-  assert jax.eval_shape(lambda: row.call(*given, **jax.tree.map(host, hyperparameters))) == expected

@@ -9,7 +9,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, check_float, check_hyperparameter, counted_labels, dtype_of
-from jaxreg.losses.labelled_logits import narrowed, widened
+from jaxreg.losses.labelled_logits import example_mask, narrowed, widened
 
 __all__ = [
   "MARGIN_LOSSES",
@@ -183,13 +183,7 @@ def binary_margins(logits, labels, where=None) -> Margins:
     )
   labels, counted = counted_labels(labels, 2)
   if where is not None:
-    where = as_array("where", where)
-    if where.shape != labels.shape or where.dtype != bool:
-      raise ValueError(
-        f"where must be boolean, one per label, expected shape {labels.shape}, got {where.shape} of dtype"
-        f" {where.dtype}."
-      )
-    counted &= where
+    counted &= example_mask(where, labels.shape)
   wide = jnp.where(counted, widened(logits), 0)
   return Margins(jnp.where(labels > 0, wide, -wide), counted, logits.dtype)
 

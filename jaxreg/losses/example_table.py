@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxreg.checks import as_array, dtype_of, widened_integers
-from jaxreg.losses.labelled_logits import Labelled
+from jaxreg.losses.labelled_logits import Labelled, example_mask
 
 __all__ = ["gather_rows", "update_rows"]
 
@@ -44,13 +44,7 @@ def only_examples(batch: Labelled, where: jax.Array | None) -> Labelled:
   """The batch of which only the examples `where` count."""
   if where is None:
     return batch
-  where = as_array("where", where)
-  if where.shape != batch.labels.shape or where.dtype != bool:
-    raise ValueError(
-      f"where must be boolean, one per label, expected shape {batch.labels.shape}, got {where.shape} of dtype"
-      f" {where.dtype}."
-    )
-  counted = batch.counted & where
+  counted = batch.counted & example_mask(where, batch.labels.shape)
   logits = jnp.where(counted[..., None], batch.logits, 0)  # no table may get what is not a number
   return batch._replace(logits=logits, counted=counted)
 
