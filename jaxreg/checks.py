@@ -59,6 +59,19 @@ def check_state(state, kind: type, name: str = "state") -> None:
     raise ValueError(f"{name} must be {kind.__name__} as its init function returns it, got {type(state).__name__}.")
 
 
+def check_updates(updates, params, name: str) -> None:
+  """Raises ValueError unless the transformation of that name was given parameters shaped like the updates.
+
+  An update of None, of a parameter that is not trained, fits anything.
+  """
+  if params is None:
+    raise ValueError(f"params must be given to the update of {name}, got None.")
+  leaves, structure = jax.tree.flatten(updates, is_leaf=lambda node: node is None)
+  for update, parameter in zip(leaves, structure.flatten_up_to(params)):
+    if update is not None:
+      check_same_shape(updates=update, params=parameter)
+
+
 def check_hyperparameter(
   name: str, value, low=None, high=None, *, open_low=False, open_high=False, shape: tuple[int, ...] | None = None
 ) -> None:
@@ -146,3 +159,15 @@ def counted_labels(labels: jax.Array, classes: int) -> tuple[jax.Array, jax.Arra
   labels = widened_integers(labels)
   counted = (labels >= 0) & (labels < classes)
   return jnp.where(counted, labels, 0), counted
+
+
+def example_mask(where, shape) -> jax.Array:
+  """A checked mask of examples, one boolean per label; None stands for all of them."""
+  if where is None:
+    return jnp.ones(shape, bool)
+  where = as_array("where", where)
+  if where.shape != shape or where.dtype != bool:
+    raise ValueError(
+      f"where must be boolean, one per label, expected shape {shape}, got {where.shape} of dtype {where.dtype}."
+    )
+  return where

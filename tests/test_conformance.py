@@ -381,6 +381,7 @@ NAN_COUNTS = {
   "classification.top_k_accuracy",
   "classification.balanced_top_k_accuracy",
   "classification.memorization_fractions",
+  "classification.worst_group_accuracy-3",
   "sample_complexity.probe_sample_curve",
   "sample_complexity.min_samples_to",
   "lazy_rich.grokking_gap",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxreg import adversarial, kernels, metrics, models, pruning, quantization, regularizers, solvers
@@ -17,6 +18,11 @@ COST, MASS, COLUMNS = jnp.eye(3, 4), jnp.full(3, 1 / 3), jnp.full(4, 0.25)
 relu, optimal = kernels.relu_dual(), kernels.optimal_dual(2)
 CASES = {
   "pgd": lambda n: adversarial.pgd(lambda x: jnp.sum(x**2, -1), X, KEY, radius=0.1, step_size=0.1, steps=n),
+  "gairat_weights": lambda n: adversarial.gairat_weights(LABELS, steps=n),
+  "log_barrier_attack": lambda n: adversarial.log_barrier_attack(
+    lambda x: jnp.sum(x**2, -1), X, radius=0.1, barrier=0.1, steps=n, optimizer=optax.sgd(0.1)
+  ),
+  "worst_classes_accuracy": lambda n: metrics.worst_classes_accuracy(LABELS, LABELS, num_classes=n),
   "average_pool": lambda n: kernels.average_pool(kernels.image_state(IMAGES), size=n),
   "class_targets": lambda n: kernels.class_targets(LABELS, num_classes=n),
   "committee_dmft": lambda n: kernels.committee_dmft(KEY, kappa=2.0, neurons=n, steps=n, samples=32 * n, replicates=n),
@@ -27,7 +33,7 @@ CASES = {
   "dirichlet_sphere": lambda n: kernels.dirichlet_sphere(KEY, n, concentrations=[[1.0, 2.0], [2.0, 1.0]]),
   "early_stopping_step": lambda n: kernels.early_stopping_step(POSITIVE, noise=1.0, learning_rate=0.1, longest=n),
   "eigenvector_labels": lambda n: kernels.eigenvector_labels(jnp.eye(3), index=n),
-  "exact_inductive_bias": lambda n: kernels.exact_inductive_bias(LAW, 0.1, terms=n),
+  "inverted_inductive_bias": lambda n: kernels.inverted_inductive_bias(LAW, 0.1, points=8 * n),
   "fully_connected": lambda n: kernels.fully_connected(X, depth=n, dual=relu),
   "fully_connected_standard": lambda n: kernels.fully_connected_standard(X, widths=(n, n), dual=relu),
   "image_patches": lambda n: kernels.image_patches(IMAGES, size=n + 1, stride=n),
@@ -44,6 +50,10 @@ CASES = {
   ),
   "singular_vote": lambda n: kernels.singular_vote(POSITIVE[None], POSITIVE, optimal, iterations=n),
   "tiled_gram": lambda n: kernels.tiled_gram(lambda x, y: x @ (x if y is None else y).T, X, tile=n),
+  "taylor_expand": lambda n: kernels.taylor_expand(lambda w: w**3, X, degree=n)(2 * X),
+  "wide_average_pool": lambda n: kernels.wide_average_pool(size=n).apply((), IMAGES),
+  "wide_convolution": lambda n: kernels.wide_convolution(n, size=n, stride=n).init(KEY, IMAGES.shape)[0],
+  "wide_dense": lambda n: kernels.wide_dense(n).init(KEY, X.shape)[0],
   "empirical_ntk": lambda n: kernels.empirical_ntk(lambda w, x: x @ w, jnp.ones(3), X, tile=n),
   "bootstrap_inductive_bias": lambda n: metrics.bootstrap_inductive_bias(KEY, POSITIVE, 0.5, resamples=n, steps=n),
   "conv_singular_values": lambda n: metrics.conv_singular_values(jnp.ones((3, 3, 2, 2)), size=n, stride=n),
@@ -82,6 +92,8 @@ CASES = {
   "orthogonal_conv_exists": lambda n: float(
     regularizers.orthogonal_conv_exists(outputs=n, inputs=n, kernel_size=n + 1, stride=n, dimensions=n)
   ),
+  "fishr_init": lambda n: regularizers.fishr_init({"kernel": X}, environments=n),
+  "rademacher_probes": lambda n: regularizers.rademacher_probes(KEY, {"kernel": X}, samples=n, environments=n),
   "prox_wgsef": lambda n: regularizers.prox_wgsef(POSITIVE, GROUPS, k=n, lam=0.1, num_groups=n),
   "sum_groups": lambda n: regularizers.sum_groups(POSITIVE, GROUPS, num_groups=n),
   "lanczos_decomposition": lambda n: solvers.lanczos_decomposition(lambda v: 2 * v, POSITIVE, steps=n),

@@ -10,6 +10,7 @@ BENCHMARKS = {
   "losses": "forward and backward of every classification loss against optax's cross-entropy",
   "large_outputs": "memory and time of softmax-like losses over many classes: plain, sharded, chunked",
   "z_loss": "a step of an output layer over up to 800,000 classes: softmaxes against the factored Z-loss",
+  "pair_losses": "losses of pairs of embeddings against pytorch-metric-learning",
   "compaction": "a pruned network with its zero neurons and filters in place and removed",
   "loop_conv": "training convolutions within one loop on a CPU: another gradient than that of JAX",
   "ftwt": "a convolution with filters pruned per image: whole, masked, gathered",

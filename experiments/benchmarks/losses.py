@@ -84,9 +84,8 @@ def _measure(batch: int, classes: int, options: Options):
   labels = jax.device_put(rng.integers(0, classes, batch).astype(np.int32))
   reference = _stateless(optax.softmax_cross_entropy_with_integer_labels, logits, labels)
   calls = {name: _stateless(loss, logits, labels) for name, loss in _STATELESS.items()}
-  aldr = functools.partial(losses.aldr_kl_loss, initial_temperature=1.0)
   ids = jax.device_put(rng.permutation(EXAMPLES)[:batch].astype(np.int32))
-  calls["aldr_kl"] = _stateful(aldr, logits, labels, ids, losses.aldr_kl_init(EXAMPLES, temperature=1.0))
+  calls["aldr_kl"] = _stateful(losses.aldr_kl_loss, logits, labels, ids, losses.aldr_kl_init(EXAMPLES, temperature=1.0))
   calls["elr"] = _stateful(losses.elr_loss, logits, labels, jnp.arange(batch), losses.elr_init(batch, classes))
   repeats = 2 if options.quick else max(options.repeats, 10)
   return [_row(name, call, reference, logits.shape, repeats) for name, call in calls.items()]
@@ -111,7 +110,7 @@ def _stateful(loss, logits, labels, ids, state):
   @functools.partial(jax.jit, donate_argnums=1)
   def step(z, state, y, ids):
     def mean(z):
-      values, new = loss(z, y, ids, state=state)
+      values, new = loss(z, y, ids, state=state, unique_ids=True)
       return values.mean(), new
 
     (value, state), gradient = jax.value_and_grad(mean, has_aux=True)(z)

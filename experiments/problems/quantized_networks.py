@@ -8,10 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from experiments.problems.held_out import ONCE, mean_over
+from experiments.problems.image_crops import central_crop, random_crop, standardized
 from jaxreg.data import bundled, fashion_mnist, tfds_stream
 from jaxreg.layers.loop_conv import loop_conv_general_dilated
 from jaxreg.models.quantized_resnet import quant_resnet
@@ -22,7 +22,6 @@ from jaxreg.training import HeldOut, Task, gradient_task
 
 __all__ = ["Problem", "QMLP", "Setting", "network", "quantized_task", "schedule"]
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's channels
 CHUNK = 1000  # examples that are evaluated at once
 
 DATASETS = ("digits", "fashion_mnist", "mnist_subset", "imagenet2012")
@@ -149,16 +148,18 @@ def quantized_task(problem: Problem, precision: Precision, *, data_dir: str | No
 
   def predict(params, extra, inputs, bits=precision, **layers):
     model = network(problem, bits, **layers)
-    return model.apply({"params": params, **extra}, _standardized(params, inputs), train=False)
+    return model.apply({"params": params, **extra}, standardized(params, inputs), train=False)
 
   def objective(params, extra, batch, context):
     model = network(problem, bits_of(context.hparams), axis_name=context.axis_name)
-    images, labels = _standardized(params, batch[entry]), batch["label" if streamed else "y"]
+    images, labels = standardized(params, batch[entry]), batch["label" if streamed else "y"]
     logits, new = model.apply({"params": params, **extra}, images, train=True, mutable=list(extra))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
     decay = sum(jnp.sum(jnp.square(kernel.astype(jnp.float32))) for kernel in kernels)
-    new = {**new, "quant_stats": freeze_bounds(new["quant_stats"], when=context.step + 1 == start)}
+    # One bound per channel, as in the paper's code; integer inference takes the largest of them for the layer.
+    due = context.step + 1 == start
+    new = {**new, "quant_stats": freeze_bounds(new["quant_stats"], when=due, per_tensor=False)}
     return losses.mean() + problem.weight_decay / 2 * decay, (new, {})
 
   def evaluate(params, extra, hparams):
@@ -181,7 +182,7 @@ def quantized_task(problem: Problem, precision: Precision, *, data_dir: str | No
   if streamed:
     entry, hparams = "image", {"learning_rate": problem.learning_rate}
     stream = functools.partial(tfds_stream, "imagenet2012", batch_size=problem.batch_size, data_dir=data_dir)
-    crops = [functools.partial(crop, size=problem.size) for crop in (_random_crop, _central_crop)]
+    crops = [functools.partial(crop, size=problem.size) for crop in (random_crop, central_crop)]
     source = {
       "data": functools.partial(stream, split="train", seed=0, transform=crops[0]),
       "held_out": HeldOut(functools.partial(stream, split="validation", transform=crops[1], **ONCE), measure),
@@ -203,14 +204,6 @@ def quantized_task(problem: Problem, precision: Precision, *, data_dir: str | No
     cast=(entry,),
     **source,
   )
-
-
-def _standardized(params, images) -> jax.Array:
-  """ImageNet's bytes standardised by channel, in the dtype of the parameters; other images as they are."""
-  if images.dtype != jnp.uint8:
-    return images
-  dtype = jax.tree.leaves(params)[0].dtype
-  return ((images / 255.0 - jnp.array(MEAN)) / jnp.array(DEVIATION)).astype(dtype)
 
 
 def _precision(hparams) -> Precision:
@@ -248,29 +241,3 @@ def _garments(sizes: Sequence[int]) -> tuple[dict, dict]:
   if any(len(part["y"]) < size for part, size in zip(parts, sizes)):
     raise ValueError(f"train and test must be at most {[len(part['y']) for part in parts]}, got {sizes}.")
   return tuple({name: value[:size] for name, value in part.items()} for part, size in zip(parts, sizes))
-
-
-def _random_crop(example: dict, rng: np.random.Generator, *, size: int) -> dict:
-  """A random part of 8 to 100 % of the image, of sides that differ by at most a third, resized, perhaps reflected."""
-  height, width = example["image"].shape[:2]
-  area, ratio = rng.uniform(0.08, 1) * height * width, np.exp(rng.uniform(-1, 1) * np.log(4 / 3))
-  rows = int(np.clip(round(np.sqrt(area / ratio)), 1, height))
-  columns = int(np.clip(round(np.sqrt(area * ratio)), 1, width))
-  top, left = rng.integers(0, height - rows + 1), rng.integers(0, width - columns + 1)
-  image = _resized(example["image"][top : top + rows, left : left + columns], size)
-  return {"image": image[:, ::-1] if rng.integers(2) else image, "label": example["label"]}
-
-
-def _central_crop(example: dict, rng: np.random.Generator, *, size: int) -> dict:
-  """The central square of seven eighths of the shorter side, resized."""
-  del rng
-  height, width = example["image"].shape[:2]
-  side = max(round(0.875 * min(height, width)), 1)
-  top, left = (height - side) // 2, (width - side) // 2
-  return {"image": _resized(example["image"][top : top + side, left : left + side], size), "label": example["label"]}
-
-
-def _resized(image: np.ndarray, size: int) -> np.ndarray:
-  """By the nearest pixel: without an image library, and cheap."""
-  rows, columns = ((np.arange(size) * length) // size for length in image.shape[:2])
-  return image[rows][:, columns]

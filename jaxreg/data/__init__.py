@@ -3,6 +3,12 @@
 from jaxreg.data.aggregation import aggregate, gaussian_private_bag_means, laplace_private_bag_means
 from jaxreg.data.algorithmic import modular_arithmetic, sparse_parity
 from jaxreg.data.bundled import digits, mnist_subset, photographs, split, standardize, tabular
+from jaxreg.data.environments import (
+  colored_digits,
+  imbalanced_environments,
+  rotate_images,
+  rotated_environments,
+)
 from jaxreg.data.errors import MissingDataError
 from jaxreg.data.gaussian_mixtures import (
   easy_covariance,
@@ -33,6 +39,7 @@ __all__ = [
   "aggregate",
   "array_stream",
   "class_map_noise",
+  "colored_digits",
   "digits",
   "easy_covariance",
   "fashion_mnist",
@@ -41,6 +48,7 @@ __all__ = [
   "gaussian_mixture_means",
   "gaussian_private_bag_means",
   "hard_covariance",
+  "imbalanced_environments",
   "instance_dependent_noise",
   "laplace_private_bag_means",
   "mixup",
@@ -50,6 +58,8 @@ __all__ = [
   "photographs",
   "read_idx",
   "read_tfds",
+  "rotate_images",
+  "rotated_environments",
   "sparse_parity",
   "split",
   "standardize",

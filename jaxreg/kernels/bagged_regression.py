@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.kernels.spectral import apply_function
 
 __all__ = [
   "aggregate_fixed_point",
@@ -55,19 +56,47 @@ def interpolated_ridge(
       "features must be [bags, bag_size, dimensions] and bag_means [bags],"
       f" got shapes {jnp.shape(features)} and {jnp.shape(bag_means)}."
     )
-  bags, size, dimensions = features.shape
   dtype = jnp.promote_types(features.dtype, jnp.float32)
-  features = features.astype(dtype)
+  return _solution(*(jnp.asarray(x, dtype) for x in (features, bag_means, rho, ridge)))
+
+
+@jax.custom_jvp
+def _solution(features, bag_means, rho, ridge):
+  bags, size, dimensions = features.shape
   means = features.mean(1)
   rows = jnp.concatenate(
     [
       means / jnp.sqrt(bags),
-      (features - means[:, None]).reshape(-1, dimensions) * jnp.sqrt(jnp.asarray(rho, dtype) / (bags * size)),
-      jnp.sqrt(jnp.asarray(ridge, dtype)) * jnp.eye(dimensions, dtype=dtype),
+      (features - means[:, None]).reshape(-1, dimensions) * jnp.sqrt(rho / (bags * size)),
+      jnp.sqrt(ridge) * jnp.eye(dimensions, dtype=features.dtype),
     ]
   )
-  right = jnp.zeros(rows.shape[0], dtype).at[:bags].set(bag_means.astype(dtype) / jnp.sqrt(bags))
+  right = jnp.zeros(rows.shape[0], features.dtype).at[:bags].set(bag_means / jnp.sqrt(bags))
   return _least_squares(rows, right)
+
+
+@_solution.defjvp
+def _solution_jvp(primals, tangents):
+  # Roots of the weights have no derivative at 0; the normal equations are linear in the weights.
+  return _solution(*primals), jax.jvp(_by_normal_equations, primals, tangents)[1]
+
+
+def _by_normal_equations(features, bag_means, rho, ridge):
+  """The same solution, less exact, with derivatives of all orders, those of the least-norm one among them."""
+  bags, size, dimensions = features.shape
+  means = features.mean(1)
+  inner = (features - means[:, None]).reshape(-1, dimensions)
+  normal = means.T @ means / bags + rho * (inner.T @ inner) / (bags * size)
+  normal = normal + ridge * jnp.eye(dimensions, dtype=features.dtype)
+  values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(normal))
+  noise = dimensions * jnp.finfo(values.dtype).eps * values[-1]
+  values = jnp.where(values <= noise, 0, values)
+  return apply_function(_inverse, normal, values, vectors, means.T @ bag_means / bags)
+
+
+def _inverse(values):
+  zero = values == 0
+  return jnp.where(zero, 0, 1 / jnp.where(zero, 1, values))
 
 
 def _least_squares(rows, right):

@@ -12,13 +12,24 @@ networks that end in `flatten` those of equal positions, `[inputs1, inputs2, hei
 (2, 2)
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.kernels.infinite_width import KernelState, with_diagonal
-from jaxreg.metrics.sizes import static_integer
+from jaxreg.checks import check_float
+from jaxreg.kernels.infinite_width import (
+  KernelState,
+  angle_complement,
+  complement_of,
+  dense,
+  gap,
+  position_variances,
+  with_diagonal,
+)
+from jaxreg.metrics.norms import normalized_rows, safe_sqrt
+from jaxreg.metrics.sizes import is_integer, static_integer
 
 __all__ = [
   "average_pool",
@@ -30,7 +41,8 @@ __all__ = [
   "pixel_state",
 ]
 
-PADDINGS = {"zero": "constant", "circular": "wrap"}
+# As Flax pads before a convolution without padding of its own.
+_WRAPPED = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
 def image_state(images1: ArrayLike, images2: ArrayLike | None = None) -> KernelState:
@@ -58,7 +70,14 @@ def image_state(images1: ArrayLike, images2: ArrayLike | None = None) -> KernelS
     # A loop stores the products in their order; a transposition fused into what follows would slow that down.
     return jax.lax.map(lambda x: jnp.einsum("hwc,mijc->mhiwj", x, second, precision="highest"), first)
 
-  return _state(images1, images2, between, "nhwc,nijc->nhiwj")
+  def angles(first, second):
+    many = jax.vmap(lambda x, y: angle_complement(x, y), (None, 0))  # [m, h w, i j]
+    shape = first.shape[1:3] + second.shape[1:3]
+    flat = second.reshape(len(second), -1, second.shape[-1])
+    one = lambda x: many(x.reshape(-1, x.shape[-1]), flat).reshape((-1, *shape)).transpose(0, 1, 3, 2, 4)
+    return jax.lax.map(one, first)
+
+  return _state(images1, images2, between, "nhwc,nijc->nhiwj", angles)
 
 
 def pixel_state(images1: ArrayLike, images2: ArrayLike | None = None) -> KernelState:
@@ -82,10 +101,11 @@ def pixel_state(images1: ArrayLike, images2: ArrayLike | None = None) -> KernelS
     Section 3.1 (vectorization).
   """
   between = lambda first, second: jnp.einsum("nhwc,mhwc->nmhw", first, second, precision="highest")
-  return _state(images1, images2, between, "nhwc,nhwc->nhw")
+  angles = jax.vmap(jax.vmap(angle_complement, (1, 1), 2), (1, 1), 2)
+  return _state(images1, images2, between, "nhwc,nhwc->nhw", angles)
 
 
-def _state(images1, images2, between, within):
+def _state(images1, images2, between, within, angles):
   check_float("images1", images1)
   if jnp.ndim(images1) != 4:
     raise ValueError(f"images1 must be [inputs, height, width, channels], got shape {jnp.shape(images1)}.")
@@ -102,12 +122,16 @@ def _state(images1, images2, between, within):
   first, second = (x / jnp.sqrt(x.shape[-1]).astype(dtype) for x in (first, second))
   variance1, variance2 = (jnp.einsum(within, x, x, precision="highest") for x in (first, second))
   covariance = between(first, second)
+  first = normalized_rows(first)
+  complement = angles(first, first if same else normalized_rows(second))
   if same:
     covariance = with_diagonal(covariance, variance1)
-  return KernelState(covariance, variance1, variance2, jnp.zeros_like(covariance))
+  return KernelState(covariance, variance1, variance2, jnp.zeros_like(covariance), complement)
 
 
-def image_patches(images: ArrayLike, *, size: int, stride: int = 1, padding: str = "zero") -> jax.Array:
+def image_patches(
+  images: ArrayLike, *, size: int, stride: int = 1, padding: str | int | Sequence = "SAME"
+) -> jax.Array:
   """The windows that a convolution sees, as channels: a first convolution is a dense layer on them.
 
   `dense(image_state(image_patches(x, size=3)))` equals `convolution(image_state(x), size=3)`, but window sums are
@@ -119,12 +143,12 @@ def image_patches(images: ArrayLike, *, size: int, stride: int = 1, padding: str
 
   Args:
     images: floating `[inputs, height, width, channels]`.
-    size: static; odd height and width of the window.
+    size: static; height and width of the window.
     stride: static; step between windows.
-    padding: static; `"zero"` or `"circular"`.
+    padding: static; as in `convolution`.
 
   Returns:
-    `[inputs, height / stride, width / stride, size^2 channels]`, rounded up.
+    `[inputs, height', width', size^2 channels]`, of the size that the convolution gives.
 
   Raises:
     ValueError: when an argument is out of range.
@@ -135,20 +159,44 @@ def image_patches(images: ArrayLike, *, size: int, stride: int = 1, padding: str
   check_float("images", images)
   if jnp.ndim(images) != 4:
     raise ValueError(f"images must be [inputs, height, width, channels], got shape {jnp.shape(images)}.")
-  _check_window(size, stride, padding)
-  half = (size // 2, size // 2)
-  padded = jnp.pad(images, ((0, 0), half, half, (0, 0)), mode=PADDINGS[padding])
-  shape = [-(-n // stride) for n in images.shape[1:3]]
+  size, stride, pads, mode = _window(size, stride, padding, images.shape[1:3])
+  padded = jnp.pad(images, ((0, 0), *pads, (0, 0)), mode=mode)
+  shape = [_length(n, size, stride, pad) for n, pad in zip(images.shape[1:3], pads, strict=True)]
   rows = [_take(padded, (1,), shift, stride, shape[0]) for shift in range(size)]
   return jnp.concatenate([_take(row, (2,), shift, stride, shape[1]) for row in rows for shift in range(size)], -1)
 
 
-def _check_window(size, stride, padding):
-  if static_integer("size", size, low=1) % 2 == 0:
-    raise ValueError(f"size must be a positive odd integer, got {size!r}.")
-  static_integer("stride", stride, low=1)
-  if padding not in PADDINGS:
-    raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}.")
+def _length(count, size, stride, pad):
+  """The number of windows along an axis."""
+  return (count + sum(pad) - size) // stride + 1
+
+
+def _window(size, stride, padding, shape):
+  """(size, stride, [(low, high) of height and width], mode of `jnp.pad`) as `flax.linen.Conv` pads."""
+  size, stride = static_integer("size", size, low=1), static_integer("stride", stride, low=1)
+  if padding in ("SAME", "VALID"):
+    pads, mode = jax.lax.padtype_to_pads(shape, (size, size), (stride, stride), padding), "constant"
+  elif isinstance(padding, str) and padding in _WRAPPED:
+    pads, mode = [((size - 1) // 2, size // 2)] * 2, _WRAPPED[padding]
+  else:
+    pads, mode = _explicit_padding(padding), "constant"
+  if min(count + sum(pad) for count, pad in zip(shape, pads, strict=True)) < size:
+    raise ValueError(f"size must be at most that of the padded images, got {size} for {tuple(shape)} padded by {pads}.")
+  return size, stride, [tuple(map(int, pad)) for pad in pads], mode
+
+
+def _explicit_padding(padding):
+  pairs = [padding] * 2 if is_integer(padding) else padding
+  try:
+    pairs = [(pair, pair) if is_integer(pair) else tuple(pair) for pair in pairs]
+    if len(pairs) == 2 and all(len(pair) == 2 and is_integer(n) and n >= 0 for pair in pairs for n in pair):
+      return pairs
+  except TypeError:
+    pass
+  raise ValueError(
+    "padding must be 'SAME', 'VALID', 'CIRCULAR', 'REFLECT', a number of zeros, or two numbers or (low, high) pairs for"
+    f" height and width, as in flax.linen.Conv, got {padding!r}."
+  )
 
 
 def convolution(
@@ -156,7 +204,7 @@ def convolution(
   *,
   size: int,
   stride: int = 1,
-  padding: str = "zero",
+  padding: str | int | Sequence = "SAME",
   weight_variance: ArrayLike = 1.0,
   bias_variance: ArrayLike = 0.0,
 ) -> KernelState:
@@ -173,9 +221,11 @@ def convolution(
 
   Args:
     state: of images.
-    size: static; odd height and width of the window.
+    size: static; height and width of the window.
     stride: static; step between windows.
-    padding: static; `"zero"` or `"circular"`; with stride 1 either keeps the size, else it is divided, rounding up.
+    padding: static; as `flax.linen.Conv` names it and pads: `"SAME"` or `"VALID"` (zeros, on even sizes with stride 2
+      all of them below and right), `"CIRCULAR"`, `"REFLECT"`, a number of zeros on each side, or (low, high) numbers of
+      zeros for height and width.
     weight_variance: non-negative scalar; may be traced.
     bias_variance: non-negative scalar; may be traced.
 
@@ -189,14 +239,25 @@ def convolution(
     2019, Section 4.
   """
   _check_images(state, "any")
-  check_hyperparameter("weight_variance", weight_variance, low=0)
-  check_hyperparameter("bias_variance", bias_variance, low=0)
-  _check_window(size, stride, padding)
-  mean = lambda x: _window_mean(x, size, stride, PADDINGS[padding])
-  # A loop keeps XLA from computing an activation before the window once for each of the window's positions.
-  average = lambda x: jax.lax.map(mean, x) if x.ndim == 6 else mean(x)
-  covariance, variance1, variance2 = (weight_variance * average(x) + bias_variance for x in state[:3])
-  return KernelState(covariance, variance1, variance2, covariance + weight_variance * average(state.ntk))
+  shape = [state.covariance.shape[group[0]] for group in _spatial(state.covariance)]
+  size, stride, pads, mode = _window(size, stride, padding, shape)
+  whole = lambda x: _window_mean(x, size, stride, pads, mode)
+  if state.covariance.ndim < 6:
+    means = _window_moments(state, size, stride, pads, mode)
+  else:
+    # A loop keeps XLA from computing an activation before the window once for each of the window's positions.
+    variance1, variance2 = state.variance1[:, None], state.variance2
+    state = state._replace(complement=complement_of(state))
+    of = lambda row: [
+      x[0]
+      for x in _window_moments(
+        KernelState(row[0][None], row[1], variance2, row[2][None], row[3][None]), size, stride, pads, mode
+      )
+    ]
+    means = jax.lax.map(of, (state.covariance, variance1, state.ntk, state.complement))
+  covariance, ntk, complement = means
+  averaged = KernelState(covariance, whole(state.variance1), whole(state.variance2), ntk, complement)
+  return dense(averaged, weight_variance=weight_variance, bias_variance=bias_variance)
 
 
 def _check_images(state, kind):
@@ -211,16 +272,56 @@ def _spatial(x):
   return ((-2,), (-1,)) if x.ndim < 5 else ((-4, -3), (-2, -1))
 
 
-def _window_mean(x, size, stride, mode):
+def _window_mean(x, size, stride, pads, mode):
   """The mean over windows, along height and then along width: a window's mean separates."""
-  for axes in _spatial(x):
-    pad = [(0, 0)] * x.ndim
-    for axis in axes:
-      pad[axis] = (size // 2, size // 2)
-    length = -(-x.shape[axes[0]] // stride)
-    padded = jnp.pad(x, pad, mode=mode)
-    x = sum(_take(padded, axes, shift, stride, length) for shift in range(size)) / size
+  for axes, pad in zip(_spatial(x), pads, strict=True):
+    x = sum(_shifts(x, axes, size, stride, pad, mode)) / size
   return x
+
+
+def _shifts(x, axes, size, stride, pad, mode):
+  """What each place of the window sees, its positions along some axes."""
+  pads = [(0, 0)] * x.ndim
+  for axis in axes:
+    pads[axis] = pad
+  length = _length(x.shape[axes[0]], size, stride, pad)
+  padded = jnp.pad(x, pads, mode=mode)
+  return [_take(padded, axes, shift, stride, length) for shift in range(size)]
+
+
+def _window_moments(state, size, stride, pads, mode):
+  """Covariance, tangent kernel and complement averaged over windows."""
+  covariance, ntk, complement = state.covariance, state.ntk, complement_of(state)
+  first, second = map(safe_sqrt, position_variances(state))
+  for axes, pad in zip(_spatial(covariance), pads, strict=True):
+    shifts = lambda x, axes, pad=pad: _shifts(x, axes, size, stride, pad, mode)
+    both = (shifts(x, axes) for x in (covariance, complement))
+    places = list(zip(*both, shifts(first, axes[:1]), shifts(second, axes[-1:]), strict=True))
+    mean = lambda f, places=places: sum(f(*place) for place in places) / size
+    ntk = sum(shifts(ntk, axes)) / size
+    covariance, complement, first, second = _averaged(mean)
+  return covariance, ntk, complement
+
+
+def _averaged(mean):
+  """Moments of a mean over places with weights of their own, which are independent between them.
+
+  Args:
+    mean: of a function of a place's (covariance, complement, deviation on the first set, deviation on the second).
+
+  Returns:
+    The mean's (covariance, complement, two deviations).
+  """
+  covariance = mean(lambda c, u, a, b: c)
+  first, second = (safe_sqrt(mean(lambda *place, i=i: jnp.square(place[i]))) for i in (2, 3))
+  negative = covariance < 0
+  apart = mean(lambda c, u, a, b: a * b * gap(u, c, negative))
+  zero = (first == 0) | (second == 0)
+  ratio = jnp.sqrt(jnp.where(zero, 1, second) / jnp.where(zero, 1, first))
+  # first * second - mean(a b), a difference of what is nearly equal for close inputs
+  unlike = mean(lambda c, u, a, b: jnp.square(a * ratio - b / ratio)) / 2
+  complement = jnp.where(zero, 1, (unlike + apart) / jnp.where(zero, 1, first * second))
+  return covariance, complement, first, second
 
 
 def _take(x, axes, start, stride, length):
@@ -260,7 +361,7 @@ def average_pool(state: KernelState, *, size: int) -> KernelState:
     split = x.reshape(lead + tuple(part for n in (h, h, w, w) for part in (n // size, size)))
     return split.mean((-7, -5, -3, -1))
 
-  return KernelState(*map(pool, state))
+  return KernelState(*map(pool, state[:4]))
 
 
 def global_average_pool(state: KernelState) -> KernelState:
@@ -283,7 +384,7 @@ def global_average_pool(state: KernelState) -> KernelState:
     Section 3.2.1.
   """
   _check_images(state, "full")
-  return KernelState(*(x.mean((-4, -3, -2, -1)) for x in state))
+  return KernelState(*(x.mean((-4, -3, -2, -1)) for x in state[:4]))
 
 
 def flatten(state: KernelState) -> KernelState:
@@ -306,9 +407,13 @@ def flatten(state: KernelState) -> KernelState:
     Section 3.1.
   """
   _check_images(state, "any")
-  return KernelState(*(_mean_of_equal(x) for x in state))
+  complement = complement_of(state)
+  first, second = map(safe_sqrt, (_equal_positions(state.variance1)[:, None], _equal_positions(state.variance2)[None]))
+  places = _equal_positions(state.covariance), _equal_positions(complement), first, second
+  moments = _averaged(lambda f: f(*places).mean((-2, -1), keepdims=True))
+  others = (_equal_positions(x).mean((-2, -1)) for x in (state.variance1, state.variance2, state.ntk))
+  return KernelState(moments[0][..., 0, 0], *others, moments[1][..., 0, 0])
 
 
-def _mean_of_equal(x):
-  positions = x if x.ndim < 5 else jnp.einsum("...hhww->...hw", x)
-  return positions.mean((-2, -1))
+def _equal_positions(x):
+  return x if x.ndim < 5 else jnp.einsum("...hhww->...hw", x)

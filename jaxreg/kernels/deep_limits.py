@@ -13,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.kernels.dual_activations import DualActivation, check_dual, hermite_dual, normalize_dual, sine_dual
-from jaxreg.kernels.infinite_width import check_matrices, with_diagonal
+from jaxreg.checks import check_float, check_hyperparameter, check_same_shape
+from jaxreg.kernels.dual_activations import (
+  DualActivation,
+  check_normalized_dual,
+  correlation_complement,
+  hermite_dual,
+  normalize_dual,
+  sine_dual,
+)
+from jaxreg.kernels.infinite_width import angle_complement, check_matrices, with_diagonal
+from jaxreg.metrics.norms import normalized_rows
 from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
   "sine_sphere_dual",
   "singularity_exponent",
   "solve_sine_frequency",
+  "sphere_complement",
   "sphere_gram",
 ]
 
@@ -54,20 +63,45 @@ def sphere_gram(inputs1: ArrayLike, inputs2: ArrayLike | None = None) -> jax.Arr
   """
   check_matrices(inputs1, inputs2)
   dtype = jnp.promote_types(inputs1.dtype if inputs2 is None else jnp.result_type(inputs1, inputs2), jnp.float32)
-  first = _unit(inputs1.astype(dtype))
-  second = first if inputs2 is None else _unit(inputs2.astype(dtype))
+  first = normalized_rows(inputs1.astype(dtype))
+  second = first if inputs2 is None else normalized_rows(inputs2.astype(dtype))
   gram = jnp.clip(jnp.matmul(first, second.T, precision="highest"), -1, 1)
   return with_diagonal(gram, jnp.ones(len(first), dtype)) if inputs2 is None else gram
 
 
-def _unit(inputs):
-  largest = jnp.max(jnp.abs(inputs), -1, keepdims=True)
-  scaled = inputs / jnp.where(largest > 0, largest, 1)
-  square = jnp.sum(jnp.square(scaled), -1, keepdims=True)
-  return scaled / jnp.sqrt(jnp.where(square > 0, square, 1))
+def sphere_complement(inputs1: ArrayLike, inputs2: ArrayLike | None = None) -> jax.Array:
+  """`1 - |correlation|` of the inputs scaled to unit norm, with all its digits also for close inputs.
+
+  In float32 the correlation of close inputs has lost it; tangent kernels depend on its root.
+
+  >>> import jax.numpy as jnp
+  >>> complement = sphere_complement(jnp.array([[1.0, 0.0], [1.0, 1e-5]]))
+  >>> f"{complement[0, 1]:.2e}", complement[0, 0].item()
+  ('5.00e-11', 0.0)
+
+  Args:
+    inputs1: floating `[inputs1, features]`; a row of zeros stays zero.
+    inputs2: floating `[inputs2, features]`, or None for `inputs1` with itself, whose diagonal is exactly 0.
+
+  Returns:
+    `[inputs1, inputs2]`, float32 at least.
+
+  Raises:
+    ValueError: when the inputs are not matrices of the same number of features.
+
+  Reference: none (half the squared distance of unit vectors).
+  """
+  check_matrices(inputs1, inputs2)
+  dtype = jnp.promote_types(inputs1.dtype if inputs2 is None else jnp.result_type(inputs1, inputs2), jnp.float32)
+  first = normalized_rows(inputs1.astype(dtype))
+  if inputs2 is not None:
+    return angle_complement(first, normalized_rows(inputs2.astype(dtype)))
+  return with_diagonal(angle_complement(first, first), jnp.zeros(len(first), dtype))
 
 
-def deep_nngp(correlation: ArrayLike, *, depth: int, dual: DualActivation) -> jax.Array:
+def deep_nngp(
+  correlation: ArrayLike, *, depth: int, dual: DualActivation, complement: ArrayLike | None = None
+) -> jax.Array:
   """The NNGP kernel on the sphere, the dual iterated `depth` times: `S_0 = xi`, `S_l = dual(S_(l-1))`.
 
   >>> import jax.numpy as jnp
@@ -78,21 +112,23 @@ def deep_nngp(correlation: ArrayLike, *, depth: int, dual: DualActivation) -> ja
     correlation: floating `[...]` in [-1, 1].
     depth: static; number of hidden layers. Beyond about 50 compute in float64, or use `log_deep_kernels`.
     dual: static; of a normalized activation.
+    complement: floating `[...]`, `1 - |correlation|` where it is known with more digits (`sphere_complement`), or None.
 
   Returns:
     `[...]`, float32 at least; exactly 1 at correlation 1.
 
   Raises:
-    ValueError: when `depth` or `dual` does not fit.
+    ValueError: when an argument does not fit or `dual` is not of a normalized activation.
 
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the NNGP recursion.
   """
-  value, one = _start(correlation, depth, dual)
-  step = lambda _, s: jnp.where(one, 1, jnp.clip(dual.covariance(s), -1, 1))
-  return jax.lax.fori_loop(0, depth, step, value)
+  value, left, depth = _start(correlation, complement, depth, dual)
+  return jax.lax.fori_loop(0, depth, lambda _, kernels: _layer(dual, *kernels)[:2], (value, left))[0]
 
 
-def deep_ntk(correlation: ArrayLike, *, depth: int, dual: DualActivation) -> jax.Array:
+def deep_ntk(
+  correlation: ArrayLike, *, depth: int, dual: DualActivation, complement: ArrayLike | None = None
+) -> jax.Array:
   """The neural tangent kernel on the sphere: `K_0 = xi`, `K_l = S_l + K_(l-1) dual'(S_(l-1))`.
 
   >>> import jax.numpy as jnp
@@ -103,34 +139,59 @@ def deep_ntk(correlation: ArrayLike, *, depth: int, dual: DualActivation) -> jax
     correlation: floating `[...]` in [-1, 1].
     depth: static; number of hidden layers. Beyond about 50 compute in float64, or use `log_deep_kernels`.
     dual: static; of a normalized activation.
+    complement: floating `[...]`, `1 - |correlation|` where it is known with more digits (`sphere_complement`), or None.
 
   Returns:
     `[...]`, float32 at least; `sum_{i <= depth} dual'(1)^i` at correlation 1.
 
   Raises:
-    ValueError: when `depth` or `dual` does not fit.
+    ValueError: when an argument does not fit or `dual` is not of a normalized activation.
 
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the NTK recursion.
   """
-  value, one = _start(correlation, depth, dual)
+  value, left, depth = _start(correlation, complement, depth, dual)
 
   def step(_, kernels):
-    nngp, ntk = kernels
-    after = jnp.where(one, 1, jnp.clip(dual.covariance(nngp), -1, 1))
-    return after, after + ntk * dual.derivative(nngp)
+    *nngp, ntk = kernels
+    after, left, slope = _layer(dual, *nngp)
+    return after, left, after + ntk * slope
 
-  return jax.lax.fori_loop(0, depth, step, (value, value))[1]
+  return jax.lax.fori_loop(0, depth, step, (value, left, value))[2]
 
 
-def _start(correlation, depth, dual):
-  """The correlation in float32 at least, and where it is 1 up to rounding: there the recursion would leave 1."""
+def _start(correlation, complement, depth, dual):
+  """The correlation in float32 at least with its complement, 0 where it is 1 up to rounding, and the depth."""
   check_float("correlation", correlation)
-  static_integer("depth", depth, low=0)
-  check_dual(dual)
+  depth = static_integer("depth", depth, low=0)
+  check_normalized_dual(dual)
   dtype = jnp.promote_types(jnp.result_type(correlation), jnp.float32)
   value = jnp.clip(jnp.asarray(correlation, dtype), -1, 1)
-  one = value >= 1 - 4 * jnp.finfo(dtype).eps
-  return jnp.where(one, 1, value), one
+  if complement is not None:
+    check_float("complement", complement)
+    check_same_shape(correlation=correlation, complement=complement)
+    left = jnp.clip(jnp.asarray(complement, dtype), 0, 1)
+    return jnp.where((left == 0) & (value > 0), 1, value), left, depth
+  left = correlation_complement(value, *jnp.ones((2, *value.shape), dtype))
+  return jnp.where((left == 0) & (value > 0), 1, value), left, depth
+
+
+def _layer(dual, value, left):
+  """One layer's correlation, its complement, and the slope of the dual; 1 stays exactly 1."""
+  one = jnp.ones((), value.dtype)
+  if dual.moments is None:
+    after, slope, complement = dual.covariance(value), dual.derivative(value), None
+  else:
+    after, slope, complement = dual.moments(value, one, one, left)
+  if dual.complement is not None:
+    near = value > 0.5
+    after = jnp.where(near, 1 - dual.complement(jnp.where(near, left, 0.25)), after)
+  equal = (left == 0) & (value > 0)
+  after = jnp.where(equal, 1, jnp.clip(after, -1, 1))
+  if complement is None:
+    complement = correlation_complement(after, jnp.ones_like(after), jnp.ones_like(after))
+    if dual.complement is not None:
+      complement = jnp.where(near & (after >= 0), dual.complement(jnp.where(near, left, 0.25)), complement)
+  return after, jnp.where(equal, 0, complement), slope
 
 
 def log_deep_kernels(
@@ -208,12 +269,14 @@ def koenigs(correlation: ArrayLike, dual: DualActivation, *, iterations: int = 2
     `[...]`, float32 at least.
 
   Raises:
-    ValueError: when `iterations` or `dual` does not fit.
+    ValueError: when `iterations` does not fit or `dual` is not of such an activation.
 
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the singular-kernel limit; Koenigs, "Recherches sur les intégrales
     de certaines équations fonctionnelles", 1884.
   """
-  value, one = _start(correlation, iterations, dual)
+  value, left, iterations = _start(correlation, None, iterations, dual)
+  check_normalized_dual(dual, zero_mean=True)
+  one = (left == 0) & (value > 0)
   value = jnp.where(one, 0.5, value)  # where it is infinite, the gradient is 0 and not NaN
   slope = dual.derivative(jnp.zeros((), value.dtype))
   tiny = jnp.finfo(value.dtype).tiny ** 0.4  # whose square, in the ratio's gradient, does not vanish
@@ -247,12 +310,12 @@ def singularity_exponent(dual: DualActivation) -> jax.Array:
     Scalar, float32 or, where enabled, float64.
 
   Raises:
-    ValueError: when `dual` is not a dual activation.
+    ValueError: when `dual` is not of a normalized activation with zero mean and a linear part.
 
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the order of the singularity; Devroye, Gyorfi, Krzyzak, "The
     Hilbert Kernel Regression Estimate", Journal of Multivariate Analysis 1998.
   """
-  check_dual(dual)
+  check_normalized_dual(dual, zero_mean=True)
   one = jnp.ones((), jnp.result_type(float))
   return -2 * jnp.log(dual.derivative(0 * one)) / jnp.log(dual.derivative(one))
 
@@ -279,13 +342,9 @@ def depth_taxonomy(dual: DualActivation, *, tolerance: float = 1e-5) -> str:
 
   Reference: Radhakrishnan, Belkin, Uhler, PNAS 2023, the taxonomy of infinitely wide and deep networks.
   """
-  check_dual(dual)
+  check_normalized_dual(dual)
   with jax.ensure_compile_time_eval():
-    one, mean, linear, slope = map(
-      float, (dual.covariance(1.0), dual.covariance(0.0), dual.derivative(0.0), dual.derivative(1.0))
-    )
-  if abs(one - 1) > tolerance:
-    raise ValueError(f"dual must be of a normalized activation, with value 1 at correlation 1, got {one}.")
+    mean, linear, slope = map(float, (dual.covariance(0.0), dual.derivative(0.0), dual.derivative(1.0)))
   if mean <= tolerance:
     if slope <= 1 + tolerance:
       return "degenerate"

@@ -15,8 +15,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxreg.checks import check_hyperparameter, dtype_of
-from jaxreg.kernels.spectral import horner
 from jaxreg.metrics.norms import safe_sqrt
+from jaxreg.metrics.polynomials import horner
 from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
@@ -52,93 +52,147 @@ class DualActivation:
     covariance: `(covariance, variance1=1.0, variance2=1.0) -> E[phi(U) phi(V)]`.
     derivative: `(covariance, variance1=1.0, variance2=1.0) -> E[phi'(U) phi'(V)]`.
     complement: `t -> 1 - E[phi(U) phi(V)]` at unit variances and correlation `1 - t`, exact for small `t`; or None.
+    moments: `(covariance, variance1, variance2, complement) -> (E[phi(U) phi(V)], E[phi'(U) phi'(V)], complement)`, as
+      `covariance` and `derivative`, from `1 - |correlation|` besides, of which covariance and variances keep few digits
+      where it is small; gives the same of the outputs, or None where it has no better form than its definition. None
+      when only the functions above are known.
   """
 
   activation: Callable
   covariance: Callable
   derivative: Callable
   complement: Callable | None = None
+  moments: Callable | None = None
 
 
-def _dual(activation, covariance, derivative, complement=None) -> DualActivation:
-  return DualActivation(activation, _moment(covariance), _moment(derivative), complement)
+def _dual(activation, covariance, derivative, complement=None, after=None) -> DualActivation:
+  """From formulas of covariance, variances and `1 - |correlation|`; `after` is the outputs' `1 - |correlation|`."""
+
+  def moments(c, a, b, u):
+    c, a, b, u = _wide(c, a, b, u)
+    return covariance(c, a, b, u), derivative(c, a, b, u), None if after is None else after(c, u)
+
+  return DualActivation(activation, _moment(covariance), _moment(derivative), complement, moments)
 
 
 def _moment(formula):
-  """Lets a formula of three float32 or float64 arrays take anything, unit variances by default."""
+  """Lets a formula of float32 or float64 arrays take anything, unit variances by default."""
 
   def moment(covariance, variance1=1.0, variance2=1.0):
-    dtype = jnp.promote_types(jnp.result_type(covariance, variance1, variance2), jnp.float32)
-    return formula(*(jnp.asarray(x, dtype) for x in (covariance, variance1, variance2)))
+    c, a, b = _wide(covariance, variance1, variance2)
+    return formula(c, a, b, correlation_complement(c, a, b))
 
   return moment
 
 
-def _correlation(covariance, variance1, variance2):
-  """The correlation and the product of standard deviations; what rounding cannot tell from +-1 is exactly that."""
+def _wide(*values):
+  dtype = jnp.promote_types(jnp.result_type(*values), jnp.float32)
+  return tuple(jnp.asarray(value, dtype) for value in values)
+
+
+def correlation_complement(covariance, variance1, variance2):
+  """`1 - |correlation|`, 1 beside a variance of zero; what rounding cannot tell from 0 is exactly that."""
   scale = safe_sqrt(variance1) * safe_sqrt(variance2)
   zero = scale == 0
-  rho = jnp.where(zero, 0, covariance / jnp.where(zero, 1, scale))
-  near = jnp.abs(rho) >= 1 - 4 * jnp.finfo(rho.dtype).eps
+  u = 1 - jnp.where(zero, 0, jnp.where(covariance < 0, -covariance, covariance) / jnp.where(zero, 1, scale))
   # The gradient passes: the moments have one at +-1.
-  return rho + jax.lax.stop_gradient(jnp.where(near, jnp.sign(rho) - rho, 0)), scale
+  return u - jax.lax.stop_gradient(jnp.where(u <= 4 * jnp.finfo(u.dtype).eps, u, 0))
 
 
-# `(arcsin(x) / x - 1) / x^2` as a polynomial in x^2 up to 1/4, fitted at Chebyshev nodes; its error is 1e-9 x^2.
-ARCSIN = (0.166666663, 0.0750009879, 0.0445980254, 0.0311162187, 0.0170776104, 0.0338061104)
+# In float32 `arccos(1 - u) / sqrt(2 u)` and `(sin - angle cos) / (u sqrt(2 u))` of that angle as polynomials on [0, 1],
+# fitted at Chebyshev nodes with relative errors below 1e-8; a polynomial is many times faster than arctan2 on a CPU.
+_ANGLE = (
+  1.0,
+  0.0833333275,
+  0.0187507163,
+  0.00556594029,
+  0.00200804304,
+  0.00030094033,
+  0.0010342819,
+  -0.000650398908,
+  0.000377876272,
+)
+_INTEGRAL = (
+  0.666666667,
+  0.0333333368,
+  0.00535681837,
+  0.00124504183,
+  0.000317247206,
+  0.00018075095,
+  -5.68552551e-05,
+  6.37702149e-05,
+)
+# The same as power series for float64, `sum_k binomial(2 k, k) / ((2 k + 1) 8^k) u^k` and its integral.
+_SERIES = tuple(math.comb(2 * k, k) / ((2 * k + 1) * 8.0**k) / (k + 1.5) for k in range(16))
 
 
 @jax.custom_jvp
-def _arcsin(x):
-  if x.dtype != jnp.float32:
-    return jnp.arctan2(x, jnp.sqrt((1 - x) * (1 + x)))
-  # Kernels spend their time here, and a polynomial is many times faster than arctan2 on a CPU.
-  size = jnp.abs(x)
-  large = size > 0.5
-  square = jnp.where(large, (1 - size) / 2, size * size)
-  root = jnp.where(large, jnp.sqrt(square), size)
-  small = root + root * square * horner(square, ARCSIN)
-  return jnp.sign(x) * jnp.where(large, math.pi / 2 - 2 * small, small)
+def _angle(u):
+  """`arccos(1 - u)` for `0 <= u <= 1`: the angle of two variables to the nearer of equal and opposite."""
+  root = jnp.sqrt(jnp.maximum(2 * u, 0))
+  if u.dtype == jnp.float32:
+    return root * horner(u, _ANGLE)
+  return 2 * jnp.arcsin(root / 2)
 
 
-@_arcsin.defjvp
-def _arcsin_jvp(primals, tangents):
-  (x,), (tangent,) = primals, tangents
-  square = (1 - x) * (1 + x)
+@_angle.defjvp
+def _angle_jvp(primals, tangents):
+  (u,), (tangent,) = primals, tangents
+  square = u * (2 - u)
   inside = square > 0
-  # The slope is infinite at +-1; zero there is what keeps gradients of kernels at equal inputs finite.
-  return _arcsin(x), tangent * jnp.where(inside, jax.lax.rsqrt(jnp.where(inside, square, 1)), 0)
+  # The slope is infinite at 0; zero there is what keeps gradients of kernels at equal inputs finite.
+  return _angle(u), tangent * jnp.where(inside, jax.lax.rsqrt(jnp.where(inside, square, 1)), 0)
 
 
 @jax.custom_jvp
-def _absolute_moment(rho):
-  """`E|U V|` at unit variances."""
-  return 2 / math.pi * (jnp.sqrt((1 - rho) * (1 + rho)) + rho * _arcsin(rho))
+def _angle_integral(u):
+  """The integral of `_angle`, `sin(angle) - angle cos(angle)`, with all its digits where it is small."""
+  root = jnp.sqrt(jnp.maximum(2 * u, 0))
+  if u.dtype == jnp.float32:
+    return root * u * horner(u, _INTEGRAL)
+  small = u < 0.1
+  far = jnp.where(small, 0.5, u)
+  direct = jnp.sqrt(far * (2 - far)) - 2 * jnp.arcsin(jnp.sqrt(far / 2)) * (1 - far)
+  return jnp.where(small, root * u * horner(jnp.where(small, u, 0), _SERIES), direct)
 
 
-@_absolute_moment.defjvp
-def _absolute_moment_jvp(primals, tangents):
-  (rho,), (tangent,) = primals, tangents
-  return _absolute_moment(rho), 2 / math.pi * _arcsin(rho) * tangent
+@_angle_integral.defjvp
+def _angle_integral_jvp(primals, tangents):
+  return _angle_integral(*primals), _angle(*primals) * tangents[0]
 
 
 def _piecewise_linear(activation, negative, positive):
-  """The dual of `negative * min(x, 0) + positive * max(x, 0)`, a linear part plus a multiple of the absolute value."""
+  """The dual of `negative * min(x, 0) + positive * max(x, 0)`, as sums of what is small where they are.
+
+  With the angle to the nearer of equal and opposite, `1 - u` its cosine and `q = sin - angle cos`, the moment of equal
+  inputs is `same = (negative^2 + positive^2) / 2` times the variance, of opposite ones `-negative * positive` times it.
+  """
 
   def parts(dtype):
     low, high = jnp.asarray(negative, dtype), jnp.asarray(positive, dtype)
-    return jnp.square((low + high) / 2), jnp.square((high - low) / 2)
+    return (jnp.square(low) + jnp.square(high)) / 2, low * high, jnp.square(high - low) / (2 * math.pi)
 
-  def covariance(c, a, b):
-    linear, bent = parts(c.dtype)
-    rho, scale = _correlation(c, a, b)
-    return linear * c + bent * scale * _absolute_moment(rho)
+  def covariance(c, a, b, u):
+    same, product, bent = parts(c.dtype)
+    scale = safe_sqrt(a) * safe_sqrt(b)
+    return c * jnp.where(c < 0, product, same) + bent * scale * _angle_integral(u)
 
-  def derivative(c, a, b):
-    linear, bent = parts(c.dtype)
-    return linear + bent * 2 / math.pi * _arcsin(_correlation(c, a, b)[0])
+  def derivative(c, a, b, u):
+    same, product, bent = parts(c.dtype)
+    bend = bent * _angle(u)
+    return jnp.where(c < 0, product + bend, same - bend) + _zero(c, a, b)
 
-  return _dual(activation, covariance, derivative)
+  def after(c, u):
+    same, product, bent = parts(c.dtype)
+    bend = bent * _angle_integral(u)
+    opposite = bend - product * (1 - u)  # the moment over the variance where the correlation is negative
+    away, half = math.pi * bent, math.pi * bent + 2 * product  # (positive -+ negative)^2 / 2
+    near = jnp.where(opposite < 0, away + product * u + bend, half - product * u - bend)
+    left = jnp.where(c < 0, near, same * u - bend)
+    constant = same == 0
+    return jnp.where(constant, 1, left / jnp.where(constant, 1, same))
+
+  return _dual(activation, covariance, derivative, after=after)
 
 
 def relu_dual() -> DualActivation:
@@ -204,8 +258,8 @@ def sign_dual() -> DualActivation:
 
   Reference: Cho, Saul, "Kernel Methods for Deep Learning", NeurIPS 2009, Section 2, degree 0.
   """
-  covariance = lambda c, a, b: 2 / math.pi * _arcsin(_correlation(c, a, b)[0])
-  return _dual(jnp.sign, covariance, _zero)
+  covariance = lambda c, a, b, u: jnp.where(c < 0, -1, 1) * (1 - 2 / math.pi * _angle(u))
+  return _dual(jnp.sign, covariance, _zero, after=lambda c, u: 2 / math.pi * _angle(u))
 
 
 def step_dual() -> DualActivation:
@@ -219,11 +273,13 @@ def step_dual() -> DualActivation:
 
   Reference: Cho, Saul, "Kernel Methods for Deep Learning", NeurIPS 2009, Section 2, degree 0.
   """
-  covariance = lambda c, a, b: 0.25 + _arcsin(_correlation(c, a, b)[0]) / (2 * math.pi)
-  return _dual(lambda x: (x > 0).astype(jnp.result_type(x)), covariance, _zero)
+  part = lambda u: _angle(u) / (2 * math.pi)
+  covariance = lambda c, a, b, u: jnp.where(c < 0, part(u), 0.5 - part(u))
+  after = lambda c, u: jnp.where(c < 0, 1 - 2 * part(u), 2 * part(u))
+  return _dual(lambda x: (x > 0).astype(jnp.result_type(x)), covariance, _zero, after=after)
 
 
-def _zero(covariance, variance1, variance2):
+def _zero(covariance, variance1, variance2, complement=None):
   return jnp.zeros(jnp.broadcast_shapes(covariance.shape, variance1.shape, variance2.shape), covariance.dtype)
 
 
@@ -239,20 +295,19 @@ def erf_dual() -> DualActivation:
   Reference: Williams, "Computing with Infinite Networks", NeurIPS 1996, Section 3.1.
   """
 
-  def covariance(c, a, b):
+  def covariance(c, a, b, u):
     # arcsin(x / sqrt(x^2 + D)) = arctan(x / sqrt D), which stays accurate at large variances.
-    return 2 / math.pi * jnp.arctan2(2 * c, jnp.sqrt(_determinant(2 * c, 2 * a, 2 * b)))
+    return 2 / math.pi * jnp.arctan2(2 * c, jnp.sqrt(_determinant(2 * a, 2 * b, u)))
 
-  def derivative(c, a, b):
-    return 4 / math.pi * jax.lax.rsqrt(_determinant(2 * c, 2 * a, 2 * b))
+  def derivative(c, a, b, u):
+    return 4 / math.pi * jax.lax.rsqrt(_determinant(2 * a, 2 * b, u))
 
   return _dual(jax.lax.erf, covariance, derivative)
 
 
-def _determinant(c, a, b):
+def _determinant(a, b, u):
   """`det(I + S)` for the covariance matrix S, a sum of what is not negative."""
-  rho, _ = _correlation(c, a, b)
-  return 1 + a + b + a * b * ((1 - rho) * (1 + rho))
+  return 1 + a + b + a * b * (u * (2 - u))
 
 
 def gelu_dual() -> DualActivation:
@@ -271,18 +326,18 @@ def gelu_dual() -> DualActivation:
     GELU Infinite Networks", AAAI 2021 (derived anew by Gaussian integration by parts).
   """
 
-  def pieces(c, a, b):
-    determinant = _determinant(c, a, b)
+  def pieces(c, a, b, u):
+    determinant = _determinant(a, b, u)
     both = 0.25 + jnp.arctan2(c, jnp.sqrt(determinant)) / (2 * math.pi)
     return both, jax.lax.rsqrt(determinant) / (2 * math.pi), determinant
 
-  def covariance(c, a, b):
-    both, density, determinant = pieces(c, a, b)
+  def covariance(c, a, b, u):
+    both, density, determinant = pieces(c, a, b, u)
     # Without the difference of large numbers in the formula above.
     return c * both + density * ((a / (1 + a)) * (b / (1 + b)) * determinant + (c / (1 + a)) * (c / (1 + b)))
 
-  def derivative(c, a, b):
-    both, density, determinant = pieces(c, a, b)
+  def derivative(c, a, b, u):
+    both, density, determinant = pieces(c, a, b, u)
     return both + c * density * (1 / (1 + a) + 1 / (1 + b) + 1 / determinant)
 
   return _dual(lambda x: jax.nn.gelu(x, approximate=False), covariance, derivative)
@@ -310,19 +365,23 @@ def sine_dual(*, frequency: ArrayLike = 1.0, phase: ArrayLike = 0.0) -> DualActi
   check_hyperparameter("phase", phase)
   activation = lambda x: jnp.sin(frequency * x + phase)
 
-  def with_phase(c, a, b, phase):
-    mean, sign = (a + b) / 2, jnp.where(c < 0, -1, 1)  # of zero it is 1, so that the gradient there is right
+  def with_phase(c, a, b, u, phase):
+    sign = jnp.where(c < 0, -1, 1)  # of zero it is 1, so that the gradient there is right
     size = sign * c
-    odd = sign * jnp.exp(size - mean) * -jnp.expm1(-2 * size) / 2
-    return odd + jnp.square(jnp.sin(jnp.asarray(phase, c.dtype))) * jnp.exp(-c - mean)
+    first, second = safe_sqrt(a), safe_sqrt(b)
+    # exp(size - (a + b) / 2), whose exponent is a difference of large numbers
+    near = jnp.exp(-jnp.where(u > 0.25, (a + b) / 2 - size, jnp.square(first - second) / 2 + first * second * u))
+    odd = sign * near * -jnp.expm1(-2 * size) / 2
+    even = near * jnp.where(c < 0, 1, jnp.exp(-2 * size))  # exp(-c - (a + b) / 2)
+    return odd + jnp.square(jnp.sin(jnp.asarray(phase, c.dtype))) * even
 
-  def covariance(c, a, b):
+  def covariance(c, a, b, u):
     square = jnp.square(jnp.asarray(frequency, c.dtype))
-    return with_phase(square * c, square * a, square * b, phase)
+    return with_phase(square * c, square * a, square * b, u, phase)
 
-  def derivative(c, a, b):
+  def derivative(c, a, b, u):
     square = jnp.square(jnp.asarray(frequency, c.dtype))
-    return square * with_phase(square * c, square * a, square * b, phase + math.pi / 2)
+    return square * with_phase(square * c, square * a, square * b, u, phase + math.pi / 2)
 
   return _dual(activation, covariance, derivative)
 
@@ -365,8 +424,8 @@ def exponential_dual(*, rate: ArrayLike = 1.0) -> DualActivation:
   Reference: Daniely, Frostig, Singer, "Toward Deeper Understanding of Neural Networks", NeurIPS 2016, Table 1.
   """
   check_hyperparameter("rate", rate)
-  covariance = lambda c, a, b: jnp.exp(jnp.square(jnp.asarray(rate, c.dtype)) * ((a + b) / 2 + c))
-  derivative = lambda c, a, b: jnp.square(jnp.asarray(rate, c.dtype)) * covariance(c, a, b)
+  covariance = lambda c, a, b, u: jnp.exp(jnp.square(jnp.asarray(rate, c.dtype)) * ((a + b) / 2 + c))
+  derivative = lambda c, a, b, u: jnp.square(jnp.asarray(rate, c.dtype)) * covariance(c, a, b, u)
   return _dual(lambda x: jnp.exp(rate * x), covariance, derivative)
 
 
@@ -389,16 +448,16 @@ def gaussian_dual(*, rate: ArrayLike = 0.5) -> DualActivation:
   """
   check_hyperparameter("rate", rate, low=0)
 
-  def determinant(c, a, b):
-    twice = 2 * jnp.asarray(rate, c.dtype)
-    return twice, _determinant(twice * c, twice * a, twice * b)
+  def determinant(a, b, u):
+    twice = 2 * jnp.asarray(rate, a.dtype)
+    return twice, _determinant(twice * a, twice * b, u)
 
-  def derivative(c, a, b):
-    twice, d = determinant(c, a, b)
+  def derivative(c, a, b, u):
+    twice, d = determinant(a, b, u)
     return twice * (twice * c / d) * jax.lax.rsqrt(d)
 
   return _dual(
-    lambda x: jnp.exp(-rate * jnp.square(x)), lambda c, a, b: jax.lax.rsqrt(determinant(c, a, b)[1]), derivative
+    lambda x: jnp.exp(-rate * jnp.square(x)), lambda c, a, b, u: jax.lax.rsqrt(determinant(a, b, u)[1]), derivative
   )
 
 
@@ -422,11 +481,11 @@ def monomial_dual(*, degree: int) -> DualActivation:
   """
   degree = static_integer("degree", degree, low=0)
   lower = _isserlis(degree - 1) if degree else _zero
-  return _dual(lambda x: x**degree, _isserlis(degree), lambda c, a, b: degree**2 * lower(c, a, b))
+  return _dual(lambda x: x**degree, _isserlis(degree), lambda c, a, b, u: degree**2 * lower(c, a, b, u))
 
 
 def _isserlis(degree):
-  def moment(c, a, b):
+  def moment(c, a, b, u):
     total = _zero(c, a, b)
     for m in range(degree // 2 + 1):
       j = degree - 2 * m
@@ -516,7 +575,7 @@ def _mehler(coefficients):
     ]
     return horner(variance - 1, terms)
 
-  return lambda c, a, b: horner(c, [on(a, j) * on(b, j) for j in range(order)]) + _zero(c, a, b)
+  return lambda c, a, b, u: horner(c, [on(a, j) * on(b, j) for j in range(order)]) + _zero(c, a, b)
 
 
 def _complement(squares):
@@ -570,8 +629,8 @@ def numerical_dual(activation: Callable, *, points: int = 128, terms: int = 64) 
       matrix = jnp.asarray(projection[:, ::-1], variance.dtype)  # the highest power first
       return jnp.einsum("...p,pk->k...", values, matrix, precision="highest")
 
-    def of(c, a, b):
-      rho, _ = _correlation(c, a, b)
+    def of(c, a, b, u):
+      rho = jnp.where(c < 0, u - 1, 1 - u)
       step = lambda total, pair: (total * rho + pair[0] * pair[1], None)
       return jax.lax.scan(step, _zero(c, a, b), (coefficients(a), coefficients(b)))[0]
 
@@ -601,16 +660,50 @@ def normalize_dual(dual: DualActivation) -> DualActivation:
   check_dual(dual)
 
   def divided(moment):
-    return lambda c, a, b: moment(c, a, b) / dual.covariance(jnp.ones((), c.dtype))
+    return lambda *arguments: moment(*arguments) / _second_moment(dual, jnp.result_type(*arguments))
+
+  def moments(c, a, b, u):
+    covariance, derivative, after = dual.moments(c, a, b, u)
+    square = _second_moment(dual, covariance.dtype)
+    return covariance / square, derivative / square, after
 
   def activation(x):
     dtype = jnp.promote_types(jnp.result_type(x), jnp.float32)
-    return (dual.activation(x) / jnp.sqrt(dual.covariance(jnp.ones((), dtype)))).astype(jnp.result_type(x))
+    return (dual.activation(x) / jnp.sqrt(_second_moment(dual, dtype))).astype(jnp.result_type(x))
 
-  return _dual(activation, divided(dual.covariance), divided(dual.derivative))
+  return DualActivation(
+    activation, divided(dual.covariance), divided(dual.derivative), moments=dual.moments and moments
+  )
+
+
+def _second_moment(dual, dtype):
+  """`E[phi(Z)^2]`."""
+  return dual.covariance(jnp.ones((), jnp.promote_types(dtype, jnp.float32)))
 
 
 def check_dual(dual) -> None:
   """Raises ValueError unless `dual` is a `DualActivation`."""
   if not isinstance(dual, DualActivation):
     raise ValueError(f"dual must be a DualActivation such as relu_dual(), got {dual!r}.")
+
+
+def check_normalized_dual(dual, *, zero_mean: bool = False) -> None:
+  """Raises ValueError unless `dual` maps 1 to 1, and 0 to 0 with a positive slope where `zero_mean`.
+
+  Hyperparameters that are traced pass unread.
+  """
+  check_dual(dual)
+  with jax.ensure_compile_time_eval():
+    values = dual.covariance(1.0), dual.covariance(0.0), dual.derivative(0.0)
+    if isinstance(values[0], jax.core.Tracer):
+      return
+    one, mean, slope = map(float, values)
+  if not abs(one - 1) <= 1e-5:
+    raise ValueError(
+      f"dual must be of a normalized activation, with value 1 at correlation 1, got {one}; see normalize_dual."
+    )
+  if zero_mean and not (abs(mean) <= 1e-5 and slope > 0):
+    raise ValueError(
+      "dual must be of an activation with zero mean and a linear part, with value 0 and a positive slope at correlation"
+      f" 0, got {mean} and {slope}."
+    )

@@ -1,6 +1,6 @@
 """The neural tangent kernel of a finite network at given parameters, `T(x, x') = J(x) J(x')^T` with J its Jacobian."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,14 @@ __all__ = ["empirical_ntk", "ntk_by_jacobians", "ntk_by_vector_products"]
 
 
 def empirical_ntk(
-  function: Callable, params: Any, inputs1: ArrayLike, inputs2: ArrayLike | None = None, *, tile: int | None = None
+  function: Callable,
+  params: Any,
+  inputs1: ArrayLike,
+  inputs2: ArrayLike | None = None,
+  *,
+  tile: int | None = None,
+  trace_axes: Sequence[int] = (),
+  diagonal_axes: Sequence[int] = (),
 ) -> jax.Array:
   """The empirical tangent kernel, by the cheaper of Jacobian contraction and vector products.
 
@@ -34,25 +41,41 @@ def empirical_ntk(
     inputs1: `[inputs1, ...]`.
     inputs2: `[inputs2, ...]`, or None for the symmetric kernel of `inputs1`.
     tile: static; number of inputs at a time on either side, to bound the memory; None for all.
+    trace_axes: static; `(-1,)` for the mean over the outputs of the kernels of one output with itself, which in wide
+      networks are all alike; `()` for none.
+    diagonal_axes: static; `(-1,)` for these kernels one by one; `()` for kernels of all pairs of outputs.
 
   Returns:
-    `[inputs1, inputs2, outputs, outputs]`, or `[inputs1, inputs2]` when the function gives one number per input;
-    float32 at least.
+    `[inputs1, inputs2, outputs, outputs]`; `[inputs1, inputs2, outputs]` with `diagonal_axes`; `[inputs1, inputs2]`
+    with `trace_axes` or when the function gives one number per input; float32 at least.
 
   Raises:
-    ValueError: when the function's result does not fit.
+    ValueError: when the function's result does not fit, or an axis is none of the outputs or is named twice.
 
   Reference: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, Sections 3.1, 3.2.
   """
   inputs1, inputs2 = _arrays(inputs1, inputs2)
   outputs = _outputs(function, params, inputs1)
   size = sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))
-  contraction = 2 * (outputs or 1) ** 2 * size
+  axes = {"trace_axes": trace_axes, "diagonal_axes": diagonal_axes}
+  pairs = (outputs or 1) ** (2 if _kept(outputs, **axes) == "ab" else 1)
+  contraction = 2 * pairs * size
   products = 3 * (outputs or 1) * _operations(function, params, inputs1, size)
   method = ntk_by_jacobians if contraction <= products else ntk_by_vector_products
   if tile is None:
-    return method(function, params, inputs1, inputs2)
-  return tiled_gram(lambda x, y: method(function, params, x, y), inputs1, inputs2, tile=tile)
+    return method(function, params, inputs1, inputs2, **axes)
+  return tiled_gram(lambda x, y: method(function, params, x, y, **axes), inputs1, inputs2, tile=tile)
+
+
+def _kept(outputs, trace_axes, diagonal_axes):
+  """The axes of outputs that a kernel keeps: `ab` for all pairs, `a` for the diagonal, none for its mean."""
+  for name, axes in (("trace_axes", trace_axes), ("diagonal_axes", diagonal_axes)):
+    if tuple(axes) not in ((), (-1,), (1,)) or (tuple(axes) and outputs is None):
+      allowed = "()" if outputs is None else "() or (-1,)"
+      raise ValueError(f"{name} must be axes of the outputs, {allowed}, got {axes!r}.")
+  if len(trace_axes) and len(diagonal_axes):
+    raise ValueError("trace_axes and diagonal_axes must not name the same axis.")
+  return "" if len(trace_axes) else "a" if len(diagonal_axes) else "ab"
 
 
 def _arrays(inputs1, inputs2):
@@ -76,7 +99,13 @@ def _operations(function, params, inputs, size):
 
 
 def ntk_by_jacobians(
-  function: Callable, params: Any, inputs1: ArrayLike, inputs2: ArrayLike | None = None
+  function: Callable,
+  params: Any,
+  inputs1: ArrayLike,
+  inputs2: ArrayLike | None = None,
+  *,
+  trace_axes: Sequence[int] = (),
+  diagonal_axes: Sequence[int] = (),
 ) -> jax.Array:
   """The empirical tangent kernel by contraction of Jacobians: best for few parameters or expensive networks.
 
@@ -89,17 +118,20 @@ def ntk_by_jacobians(
     params: parameters, a tree of arrays.
     inputs1: `[inputs1, ...]`.
     inputs2: `[inputs2, ...]`, or None for `inputs1` with itself.
+    trace_axes: as in `empirical_ntk`.
+    diagonal_axes: as in `empirical_ntk`.
 
   Returns:
-    `[inputs1, inputs2, outputs, outputs]` or `[inputs1, inputs2]`, float32 at least.
+    As `empirical_ntk`.
 
   Raises:
-    ValueError: when the function's result does not fit.
+    ValueError: when the function's result does not fit, or an axis is none of the outputs or is named twice.
 
   Reference: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, Section 3.1.
   """
   inputs1, inputs2 = _arrays(inputs1, inputs2)
   outputs = _outputs(function, params, inputs1)
+  kept = _kept(outputs, trace_axes, diagonal_axes)
 
   def jacobian(inputs):
     of = jax.vmap(jax.jacrev(lambda params, x: function(params, x[None])[0]), (None, 0))
@@ -108,9 +140,12 @@ def ntk_by_jacobians(
 
   first = jacobian(inputs1)
   second = first if inputs2 is None else jacobian(inputs2)
-  products = jax.tree.map(lambda a, b: jnp.einsum("iap,jbp->ijab", a, b, precision="highest"), first, second)
+  form = "iap,jbp->ijab" if kept == "ab" else f"iap,jap->ij{kept}"
+  products = jax.tree.map(lambda a, b: jnp.einsum(form, a, b, precision="highest"), first, second)
   kernel = sum(jax.tree.leaves(products))
-  return kernel if outputs else kernel[..., 0, 0]
+  if not outputs:
+    return kernel[..., 0, 0]
+  return kernel if kept else kernel / outputs
 
 
 def _dtype(leaf):
@@ -118,7 +153,13 @@ def _dtype(leaf):
 
 
 def ntk_by_vector_products(
-  function: Callable, params: Any, inputs1: ArrayLike, inputs2: ArrayLike | None = None
+  function: Callable,
+  params: Any,
+  inputs1: ArrayLike,
+  inputs2: ArrayLike | None = None,
+  *,
+  trace_axes: Sequence[int] = (),
+  diagonal_axes: Sequence[int] = (),
 ) -> jax.Array:
   """The empirical tangent kernel by products: the gradient of one output, pushed forward through all other inputs.
 
@@ -133,17 +174,20 @@ def ntk_by_vector_products(
     params: parameters, a tree of arrays.
     inputs1: `[inputs1, ...]`.
     inputs2: `[inputs2, ...]`, or None for `inputs1` with itself.
+    trace_axes: as in `empirical_ntk`.
+    diagonal_axes: as in `empirical_ntk`.
 
   Returns:
-    `[inputs1, inputs2, outputs, outputs]` or `[inputs1, inputs2]`, float32 at least.
+    As `empirical_ntk`.
 
   Raises:
-    ValueError: when the function's result does not fit.
+    ValueError: when the function's result does not fit, or an axis is none of the outputs or is named twice.
 
   Reference: Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent Kernel", ICML 2022, Section 3.2.
   """
   inputs1, inputs2 = _arrays(inputs1, inputs2)
   outputs = _outputs(function, params, inputs1)
+  kept = _kept(outputs, trace_axes, diagonal_axes)
   others = inputs1 if inputs2 is None else inputs2
 
   def row(index):
@@ -151,10 +195,18 @@ def ntk_by_vector_products(
     one = lambda params: function(params, inputs1[example][None])[0].reshape(-1)[output]
     gradient = jax.grad(one)(params)
     pushed = jax.jvp(lambda params: function(params, others), (params,), (gradient,))[1]
-    return pushed.astype(_dtype(pushed))
+    pushed = pushed.astype(_dtype(pushed))
+    return pushed if kept == "ab" else pushed[:, output]
 
+  if not kept:  # a sum over outputs, of which one is held at a time
+    every = lambda example: jax.lax.fori_loop(
+      1, outputs, lambda output, total: total + row((example, output)), row((example, 0))
+    )
+    return jax.lax.map(every, np.arange(len(inputs1))) / outputs
   index = np.indices((len(inputs1), outputs or 1)).reshape(2, -1)
   rows = jax.lax.map(row, (index[0], index[1]))
   if not outputs:
     return rows
+  if kept == "a":
+    return jnp.swapaxes(rows.reshape(len(inputs1), outputs, len(others)), 1, 2)
   return jnp.swapaxes(rows.reshape(len(inputs1), outputs, len(others), outputs), 1, 2)

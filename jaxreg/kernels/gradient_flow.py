@@ -39,15 +39,21 @@ class Eigensystem(NamedTuple):
     vectors: `[training inputs, training inputs]`, one eigenvector per column.
     gram: the matrix itself, in which coefficients are differentiated, also where eigenvalues are equal and eigenvectors
       have no derivative; None to differentiate them in the values and the vectors.
+    noise: scalar, what rounding may have made of an eigenvalue 0; None for `n` times the dtype's resolution times the
+      largest one.
   """
 
   values: jax.Array
   vectors: jax.Array
   gram: jax.Array | None = None
+  noise: jax.Array | None = None
 
 
 def kernel_eigensystem(gram: ArrayLike) -> Eigensystem:
   """The eigendecomposition of a Gram matrix; what rounding made negative is zero.
+
+  Small eigenvalues of a definite matrix are found through the singular values of its Cholesky factor, their roots, with
+  all the digits that the matrix has; where rounding made it indefinite, up to rounding of the largest one.
 
   >>> import jax.numpy as jnp
   >>> kernel_eigensystem(jnp.array([[2.0, 0.0], [0.0, 1.0]])).values.tolist()
@@ -66,8 +72,40 @@ def kernel_eigensystem(gram: ArrayLike) -> Eigensystem:
   """
   check_gram(gram)
   gram = jnp.asarray(gram, jnp.promote_types(jnp.result_type(gram), jnp.float32))
+  values, vectors, noise = _decompose(gram)
+  return Eigensystem(jnp.maximum(values, 0), vectors, gram, jax.lax.stop_gradient(noise))
+
+
+@jax.custom_jvp
+def _decompose(gram):
+  """Eigenvalues, eigenvectors, and what of an eigenvalue is rounding."""
   values, vectors = jnp.linalg.eigh(gram)
-  return Eigensystem(jnp.maximum(values, 0), vectors, gram)
+  noise = _noise(values)
+  factor = jnp.linalg.cholesky(gram)
+  definite = jnp.isfinite(factor).all() & (values[0] <= noise)
+
+  def precise():
+    left, roots, _ = jnp.linalg.svd(factor, full_matrices=False)
+    # What remains is the rounding of the matrix itself.
+    rounding = len(gram) ** 0.5 * jnp.finfo(gram.dtype).eps * jnp.mean(jnp.diagonal(gram))
+    return jnp.square(roots[::-1]), left[:, ::-1], rounding
+
+  return jax.lax.cond(definite, precise, lambda: (values, vectors, noise))
+
+
+@_decompose.defjvp
+def _decompose_jvp(primals, tangents):
+  values, vectors, noise = _decompose(*primals)
+  inside = jnp.matmul(vectors.T, jnp.matmul(tangents[0], vectors, precision="highest"), precision="highest")
+  inside = (inside + inside.T) / 2
+  gap = values - values[:, None] + jnp.eye(len(values), dtype=values.dtype)
+  rotation = (1 - jnp.eye(len(values), dtype=values.dtype)) * inside / gap
+  change = jnp.matmul(vectors, rotation, precision="highest")
+  return (values, vectors, noise), (jnp.diagonal(inside), change, jnp.zeros_like(noise))
+
+
+def _noise(values):
+  return values.shape[0] * jnp.finfo(values.dtype).eps * values[-1]
 
 
 def check_gram(gram) -> None:
@@ -186,14 +224,17 @@ def _descent_filter(values, ridge, steps, learning_rate):
   return learning_rate * jnp.where(late, jnp.where(zero, 0, limit), change)
 
 
-def filtered(function, eigensystem: Eigensystem, residuals: jax.Array, *parameters) -> jax.Array:
-  """`V diag(f(values, *parameters)) V^T residuals`; eigenvalues that rounding cannot tell from 0 are 0."""
-  values, vectors, gram = eigensystem
+def filtered(function, eigensystem: Eigensystem, residuals: jax.Array, ridge, *parameters) -> jax.Array:
+  """`V diag(f(values, ridge, *parameters)) V^T residuals`.
+
+  Without a ridge eigenvalues that rounding cannot tell from 0 are 0; beside one they do no harm.
+  """
+  values, vectors, gram, noise = eigensystem
   values, vectors = jnp.asarray(values), jnp.asarray(vectors)
   _check_rows("residuals", residuals, values.shape[0])
-  parameters = [jnp.asarray(parameter, values.dtype) for parameter in parameters]
-  noise = values.shape[0] * jnp.finfo(values.dtype).eps * values[-1]
-  values = jnp.where(values <= noise, 0, values)
+  parameters = [jnp.asarray(parameter, values.dtype) for parameter in (ridge, *parameters)]
+  noise = _noise(values) if noise is None else noise
+  values = jnp.where((values <= noise) & (parameters[0] == 0), 0, values)
   residuals = jnp.asarray(residuals, values.dtype)
   if gram is not None:
     return apply_function(function, gram, values, vectors, residuals, *parameters)

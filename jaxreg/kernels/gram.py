@@ -95,9 +95,9 @@ def _map_kernels(pairs, first, second, *trees, **options):
   def of(node, *others):
     if not is_state(node):
       return pairs(node, *others)
-    covariance, variance1, variance2, ntk = zip(node, *others, strict=True)
-    between = lambda arrays: pairs(*arrays, **options)
-    return KernelState(between(covariance), first(*variance1), second(*variance2), between(ntk))
+    covariance, variance1, variance2, ntk, complement = zip(node, *others, strict=True)
+    between = lambda arrays: None if arrays[0] is None else pairs(*arrays, **options)
+    return KernelState(between(covariance), first(*variance1), second(*variance2), between(ntk), between(complement))
 
   return jax.tree.map(of, *trees, is_leaf=is_state)
 

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
-from jaxreg.kernels.dual_activations import DualActivation, check_dual
+from jaxreg.kernels.dual_activations import DualActivation, check_dual, correlation_complement
+from jaxreg.metrics.norms import normalized_rows, safe_sqrt
 from jaxreg.metrics.sizes import static_integer
 
 __all__ = [
@@ -47,12 +48,15 @@ class KernelState(NamedTuple):
       `[inputs1, height, height', width, width']`.
     variance2: the same for the second set.
     ntk: like `covariance`, the neural tangent kernel of all parameters up to here.
+    complement: like `covariance`, `1 - |correlation|`. For close inputs it is so small that the covariances in float32
+      do not have it, and the tangent kernel depends on its root. None to have it computed from them all the same.
   """
 
   covariance: jax.Array
   variance1: jax.Array
   variance2: jax.Array
   ntk: jax.Array
+  complement: jax.Array | None = None
 
 
 def input_state(inputs1: ArrayLike, inputs2: ArrayLike | None = None) -> KernelState:
@@ -85,9 +89,50 @@ def input_state(inputs1: ArrayLike, inputs2: ArrayLike | None = None) -> KernelS
   features = first.shape[-1]
   variance1, variance2 = (jnp.sum(jnp.square(x), -1) / features for x in (first, second))
   covariance = jnp.matmul(first, second.T, precision="highest") / features
+  first = normalized_rows(first)
+  complement = angle_complement(first, first if same else normalized_rows(second))
   if same:
-    covariance = with_diagonal(covariance, variance1)
-  return KernelState(covariance, variance1, variance2, jnp.zeros_like(covariance))
+    covariance, complement = with_diagonal(covariance, variance1), with_diagonal(complement, jnp.zeros_like(variance1))
+  return KernelState(covariance, variance1, variance2, jnp.zeros_like(covariance), complement)
+
+
+# Up to so many features distances are always sums of squared differences; with more of them only for rows with a pair
+# closer than this `1 - |cosine|`: else rounding of the product changes the angle by less than 2e-6.
+_FEW, _CLOSE = 32, 2.0**-8
+
+
+@jax.custom_jvp
+def angle_complement(first, second):
+  """`1 - |x . y|` of unit vectors `[n, features]`, `[m, features]`, with all its digits, as half a squared distance."""
+  product = jnp.matmul(first, second.T, precision="highest")
+  near = lambda x, inner: _half_squared_distance(x, jnp.where(inner < 0, -1, 1)[:, None] * second)
+  if first.shape[-1] <= _FEW:
+    return jax.vmap(near)(first, product)
+  square1, square2 = (jnp.sum(jnp.square(x), -1) for x in (first, second))
+  rough = jnp.maximum((square1[:, None] + square2) / 2 - jnp.abs(product), 0)
+  rough = jnp.where(jnp.minimum(square1[:, None], square2) > 0, rough, 1)
+
+  def row(carry):
+    x, inner, rough = carry
+    return jax.lax.cond(jnp.any(rough < _CLOSE), lambda: near(x, inner), lambda: rough)
+
+  every = lambda: jax.lax.map(row, (first, product, rough))
+  return jax.lax.cond(jnp.any(rough < _CLOSE), every, lambda: rough)
+
+
+def _half_squared_distance(x, others):
+  """Of unit vectors, `[features]` and `[m, features]`; 1 beside a vector of zeros."""
+  some = jnp.any(x != 0) & jnp.any(others != 0, -1)
+  return jnp.where(some, jnp.sum(jnp.square(x - others), -1) / 2, 1)
+
+
+@angle_complement.defjvp
+def _angle_complement_jvp(primals, tangents):
+  first, second = primals
+  sign = jnp.where(jnp.matmul(first, second.T, precision="highest") < 0, -1, 1)
+  change = jnp.matmul(tangents[0], second.T, precision="highest")
+  change += jnp.matmul(first, tangents[1].T, precision="highest")
+  return angle_complement(first, second), -sign * change
 
 
 def check_matrices(inputs1, inputs2) -> None:
@@ -140,8 +185,53 @@ def dense(state: KernelState, *, weight_variance: ArrayLike = 1.0, bias_variance
   """
   check_hyperparameter("weight_variance", weight_variance, low=0)
   check_hyperparameter("bias_variance", bias_variance, low=0)
+  covariance, variance1, variance2, complement = _affine(state, weight_variance, bias_variance)
+  return KernelState(covariance, variance1, variance2, covariance + weight_variance * state.ntk, complement)
+
+
+def _affine(state, weight_variance, bias_variance):
+  """Covariances `weight_variance K + bias_variance` with the variances and the complement that belong to them."""
   covariance, variance1, variance2 = (weight_variance * x + bias_variance for x in state[:3])
-  return KernelState(covariance, variance1, variance2, covariance + weight_variance * state.ntk)
+  complement = complement_of(state)
+  if isinstance(bias_variance, int | float) and bias_variance == 0:
+    return covariance, variance1, variance2, complement
+  first, second = (safe_sqrt(weight_variance * variance) for variance in position_variances(state))
+  after1, after2 = (safe_sqrt(weight_variance * variance + bias_variance) for variance in position_variances(state))
+  negative = covariance < 0
+  apart = first * second * gap(complement, state.covariance, negative) + jnp.where(negative, 2 * bias_variance, 0)
+  defect = bias_variance * jnp.square(first - second)
+  return (
+    covariance,
+    variance1,
+    variance2,
+    summed_complement(defect, apart, first * second + bias_variance, after1 * after2),
+  )
+
+
+def summed_complement(defect, apart, parallel, scale):
+  """`1 - |correlation|` of sums of independent variables, from differences that do not cancel.
+
+  Args:
+    defect: `scale^2 - parallel^2`, from Lagrange's identity.
+    apart: what is missing to `parallel` in the sum's absolute covariance.
+    parallel: the covariance if each pair of summands were parallel.
+    scale: the product of the sums' standard deviations.
+  """
+  zero = scale == 0
+  safe = jnp.where(zero, 1, scale)
+  return jnp.where(zero, 1, (defect / (safe + parallel) + apart) / safe)
+
+
+def gap(complement, covariance, negative):
+  """1 less a summand's correlation, in the direction of the sum."""
+  return jnp.where((covariance < 0) == negative, complement, 2 - complement)
+
+
+def complement_of(state: KernelState):
+  """`1 - |correlation|` of a state, also of one that was made without."""
+  if state.complement is not None:
+    return state.complement
+  return correlation_complement(state.covariance, *position_variances(state))
 
 
 def dense_standard(
@@ -182,8 +272,8 @@ def dense_standard(
   shift = 0.0 if bias_variance is None else bias_variance
   check_hyperparameter("bias_variance", shift, low=0)
   own = width * state.covariance + (0.0 if bias_variance is None else 1.0)
-  covariance, variance1, variance2 = (weight_variance * x + shift for x in state[:3])
-  return KernelState(covariance, variance1, variance2, own + weight_variance * state.ntk)
+  covariance, variance1, variance2, complement = _affine(state, weight_variance, shift)
+  return KernelState(covariance, variance1, variance2, own + weight_variance * state.ntk, complement)
 
 
 def activate(state: KernelState, dual: DualActivation) -> KernelState:
@@ -211,8 +301,13 @@ def activate(state: KernelState, dual: DualActivation) -> KernelState:
   first, second = position_variances(state)
   # Each variance against itself; of images the variances hold covariances between positions.
   own1, own2 = (_own_covariance(variance, dual) for variance in (state.variance1, state.variance2))
-  covariance = dual.covariance(state.covariance, first, second)
-  return KernelState(covariance, own1, own2, state.ntk * dual.derivative(state.covariance, first, second))
+  if dual.moments is None:
+    covariance, derivative = (f(state.covariance, first, second) for f in (dual.covariance, dual.derivative))
+    complement = None
+  else:
+    covariance, derivative, complement = dual.moments(state.covariance, first, second, complement_of(state))
+  after = KernelState(covariance, own1, own2, state.ntk * derivative, complement)
+  return after._replace(complement=complement_of(after))
 
 
 def _own_covariance(variance, dual):
@@ -257,10 +352,18 @@ def add_states(first: KernelState, second: KernelState) -> KernelState:
 
   Reference: none (independent Gaussian processes add their covariances).
   """
-  shapes = tuple(tuple(map(jnp.shape, state)) for state in (first, second))
+  shapes = tuple(tuple(map(jnp.shape, state[:4])) for state in (first, second))
   if shapes[0] != shapes[1]:
     raise ValueError(f"second must have the shapes of first, expected {shapes[0]}, got {shapes[1]}.")
-  return KernelState(*(a + b for a, b in zip(first, second, strict=True)))
+  total = KernelState(*(a + b for a, b in zip(first[:4], second[:4], strict=True)))
+  (a1, b1), (a2, b2), (a, b) = (map(safe_sqrt, position_variances(state)) for state in (first, second, total))
+  negative = total.covariance < 0
+  apart = sum(
+    scale * gap(complement_of(state), state.covariance, negative)
+    for scale, state in ((a1 * b1, first), (a2 * b2, second))
+  )
+  defect = jnp.square(a1 * b2 - a2 * b1)
+  return total._replace(complement=summed_complement(defect, apart, a1 * b1 + a2 * b2, a * b))
 
 
 def residual(state: KernelState, branch) -> KernelState:
@@ -314,7 +417,7 @@ def layer_norm(state: KernelState, *, epsilon: ArrayLike = 1e-6) -> KernelState:
   first, second = (jax.lax.rsqrt(variance + epsilon) for variance in position_variances(state))
   own1, own2 = (_own_normalized(variance, epsilon) for variance in (state.variance1, state.variance2))
   scale = first * second
-  return KernelState(state.covariance * scale, own1, own2, state.ntk * scale)
+  return KernelState(state.covariance * scale, own1, own2, state.ntk * scale, complement_of(state))
 
 
 def _own_normalized(variance, epsilon):

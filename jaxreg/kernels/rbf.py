@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
 
-__all__ = ["rbf_kernel", "squared_distances"]
+__all__ = ["gaussian_log_kernel", "rbf_kernel", "squared_distances"]
 
 
 def squared_distances(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
@@ -40,7 +40,35 @@ def squared_distances(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
   center = others.mean(0)
   inputs, others = inputs - center, others - center
   product = jnp.matmul(inputs, others.T, precision="highest")
-  return jnp.maximum(jnp.sum(inputs**2, 1)[:, None] + jnp.sum(others**2, 1) - 2 * product, 0)
+  squares = jnp.sum(inputs**2, 1)[:, None] + jnp.sum(others**2, 1) - 2 * product
+  # The gradient is right where rounding led below 0.
+  return squares + jax.lax.stop_gradient(jnp.maximum(-squares, 0))
+
+
+def gaussian_log_kernel(inputs: ArrayLike, others: ArrayLike, *, bandwidth: ArrayLike) -> jax.Array:
+  """The logarithm of the Gaussian kernel, `-|x - x'|^2 / (2 bandwidth^2)`, which does not underflow.
+
+  >>> import jax.numpy as jnp
+  >>> gaussian_log_kernel(jnp.array([[1.0], [2.0]]), jnp.array([[0.0]]), bandwidth=0.5).tolist()
+  [[-2.0], [-8.0]]
+
+  Args:
+    inputs: floating `[inputs, dimensions]`.
+    others: floating `[others, dimensions]`.
+    bandwidth: positive scalar in units of the inputs; may be traced.
+
+  Returns:
+    `[inputs, others]`, not positive, float32 at least.
+
+  Raises:
+    ValueError: when shapes do not fit or `bandwidth` is not positive.
+
+  Reference: none (textbook).
+  """
+  check_hyperparameter("bandwidth", bandwidth, low=0, open_low=True, shape=())
+  squares = squared_distances(inputs, others)
+  bandwidth = jnp.asarray(bandwidth, squares.dtype)
+  return -squares / bandwidth / bandwidth / 2
 
 
 def rbf_kernel(inputs: ArrayLike, others: ArrayLike, *, gamma: ArrayLike) -> jax.Array:

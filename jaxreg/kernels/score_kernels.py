@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 from jaxreg.checks import check_float, check_hyperparameter
 from jaxreg.kernels.dual_activations import relu_dual
 from jaxreg.kernels.gradient_flow import gradient_descent_coefficients, kernel_eigensystem
+from jaxreg.kernels.infinite_width import angle_complement
+from jaxreg.metrics.norms import normalized_rows
 
 __all__ = [
   "DescentPath",
@@ -63,8 +65,8 @@ def score_ntk(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
   Reference: Han, Razaviyayn, Xu, "Neural Network-Based Score Estimation in Diffusion Models: Optimization and
     Generalization", ICLR 2024, the neural tangent kernel.
   """
-  products, squares, other_squares = _moments(inputs, others)
-  return products * relu_dual().derivative(products, squares[:, None], other_squares)
+  products, moments = _moments(inputs, others)
+  return products * moments[1]
 
 
 def score_output_kernel(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
@@ -87,14 +89,15 @@ def score_output_kernel(inputs: ArrayLike, others: ArrayLike) -> jax.Array:
 
   Reference: Cho, Saul, "Kernel Methods for Deep Learning", NeurIPS 2009, Section 2, degree 1.
   """
-  products, squares, other_squares = _moments(inputs, others)
-  return relu_dual().covariance(products, squares[:, None], other_squares)
+  return _moments(inputs, others)[1][0]
 
 
 def _moments(inputs, others):
   inputs, others = _matrices(inputs=inputs, others=others)
   products = jnp.matmul(inputs, others.T, precision="highest")
-  return products, jnp.sum(inputs**2, 1), jnp.sum(others**2, 1)
+  complement = angle_complement(normalized_rows(inputs), normalized_rows(others))
+  squares, other_squares = jnp.sum(inputs**2, 1), jnp.sum(others**2, 1)
+  return products, relu_dual().moments(products, squares[:, None], other_squares, complement)
 
 
 def _matrices(**arrays):

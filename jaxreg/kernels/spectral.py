@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from jaxreg.metrics.polynomials import horner
+
 __all__ = []
 
 _dot = functools.partial(jnp.matmul, precision="highest")
@@ -239,14 +241,6 @@ def decayed_fraction(z):
 def log_slope(u):
   """`-log(1 - u) / u` for 0 <= u <= 0.1, smooth at 0."""
   return horner(u, _LOG_SLOPE)
-
-
-def horner(x, coefficients):
-  """The polynomial with these coefficients, the constant first."""
-  total = coefficients[-1]
-  for coefficient in coefficients[-2::-1]:
-    total = total * x + coefficient
-  return total
 
 
 # Enough terms for float64.

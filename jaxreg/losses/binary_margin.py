@@ -8,8 +8,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import as_array, check_float, check_hyperparameter, counted_labels, dtype_of
-from jaxreg.losses.labelled_logits import example_mask, narrowed, widened
+from jaxreg.checks import as_array, check_float, check_hyperparameter, counted_labels, dtype_of, example_mask
+from jaxreg.losses.labelled_logits import narrowed, widened
 
 __all__ = [
   "MARGIN_LOSSES",

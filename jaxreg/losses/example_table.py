@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxreg.checks import as_array, dtype_of, widened_integers
-from jaxreg.losses.labelled_logits import Labelled, example_mask
+from jaxreg.checks import as_array, dtype_of, example_mask, widened_integers
+from jaxreg.losses.labelled_logits import Labelled
 
 __all__ = ["gather_rows", "update_rows"]
 

@@ -41,7 +41,7 @@ def crammer_singer_loss(
   """
   batch = labelled(logits, labels, axis=axis, where=where)
   margin, wide = batch.hyperparameter("margin", margin, low=0), _lowest_where_masked(batch)
-  violation = margin + (_largest_other(wide, batch.labels) - of_label(wide, batch.labels))[..., 0]
+  violation = margin + (largest_other(wide, batch.labels) - of_label(wide, batch.labels))[..., 0]
   return batch.values(jax.nn.relu(violation))
 
 
@@ -107,15 +107,15 @@ def _violations_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def _largest_other(wide, labels):
+def largest_other(wide, labels):
   return jnp.max(with_label(wide, labels, jnp.finfo(wide.dtype).min), axis=-1, keepdims=True)
 
 
-@_largest_other.defjvp
-def _largest_other_jvp(primals, tangents):
+@largest_other.defjvp
+def largest_other_jvp(primals, tangents):
   """Equal shares for ties, as in jnp.max, whose own rule is slow on a CPU."""
   wide, labels = primals
-  largest = _largest_other(wide, labels)
+  largest = largest_other(wide, labels)
   ties = with_label((wide == largest).astype(wide.dtype), labels, 0)
   share = 1 / jnp.maximum(jnp.sum(ties, axis=-1, keepdims=True), 1)
   return largest, jnp.sum(ties * tangents[0], axis=-1, keepdims=True) * share

@@ -189,16 +189,6 @@ def _only_counted_jvp(primals, tangents):
   return logits, jnp.where(counted[..., None], tangents[0], 0)
 
 
-def example_mask(where, shape) -> jax.Array:
-  """A checked mask of examples, one boolean per label."""
-  where = as_array("where", where)
-  if where.shape != shape or where.dtype != bool:
-    raise ValueError(
-      f"where must be boolean, one per label, expected shape {shape}, got {where.shape} of dtype {where.dtype}."
-    )
-  return where
-
-
 def _masked(logits, where):
   return logits if where is None else jnp.where(where, logits, 0)
 

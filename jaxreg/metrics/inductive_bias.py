@@ -95,7 +95,7 @@ def _minimize(start, *, errors, steps: int):
   optimizer = optax.lbfgs(linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=10))
 
   def loss(logs):
-    df, nc, scale = jnp.exp(jnp.clip(logs, -25, 12))
+    df, nc, scale = jnp.exp(jnp.clip(logs, -25, 25))
     return -jnp.mean(noncentral_chi2_logpdf(errors / scale, df=df, nc=nc)) + jnp.log(scale)
 
   value_and_grad = optax.value_and_grad_from_state(loss)
@@ -111,7 +111,7 @@ def _minimize(start, *, errors, steps: int):
 
   carry = start, optimizer.init(start), start, jnp.asarray(jnp.inf, start.dtype)
   (_, _, best, lowest), _ = jax.lax.scan(step, carry, None, length=steps)
-  return jnp.clip(best, -25, 12), lowest
+  return jnp.clip(best, -25, 25), lowest
 
 
 def scaled_chi2_inductive_bias(target: ArrayLike, law: ScaledChi2) -> jax.Array:

@@ -29,3 +29,14 @@ def safe_norm(array: jax.Array) -> jax.Array:
   """The Euclidean norm of all entries, float32 at least, with gradient 0 at 0."""
   array, size = scaled(array)
   return size * safe_sqrt(jnp.sum(jnp.square(array)))
+
+
+def normalized_rows(array: jax.Array) -> jax.Array:
+  """Vectors on the last axis, float32 at least, divided by their lengths; those of zeros, and the gradient, stay 0."""
+  array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
+  # Divided by the largest entry first, on which the result does not depend: no square leaves the range.
+  size = jax.lax.stop_gradient(jnp.max(jnp.abs(array), axis=-1, keepdims=True, initial=0))
+  array = array / jnp.where(size >= jnp.finfo(array.dtype).tiny, size, 1)
+  squared = jnp.sum(jnp.square(array), axis=-1, keepdims=True)
+  zero = squared == 0
+  return array * jnp.where(zero, 0, jax.lax.rsqrt(jnp.where(zero, 1, squared)))

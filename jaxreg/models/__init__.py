@@ -5,7 +5,8 @@ from jaxreg.models.krnet import ActNorm, AffineCoupling, BoundedSupport, KRnet, 
 from jaxreg.models.mlp import MLP
 from jaxreg.models.posterior_mean_mlp import PosteriorMeanMLP
 from jaxreg.models.quantized_resnet import quant_resnet
-from jaxreg.models.resnet import DEPTHS, ResNet, WideResNet
+from jaxreg.models.resnet import DEPTHS, PreActivationResNet, ResNet, WideResNet
+from jaxreg.models.shufflenet import ShuffleNetV2
 
 __all__ = [
   "ActNorm",
@@ -17,7 +18,9 @@ __all__ = [
   "MLP",
   "PiecewiseQuadraticCDF",
   "PosteriorMeanMLP",
+  "PreActivationResNet",
   "ResNet",
+  "ShuffleNetV2",
   "WideResNet",
   "quant_resnet",
 ]

@@ -1,4 +1,4 @@
-"""Residual networks for small images and for ImageNet, and wide pre-activation ones."""
+"""Residual networks for small images and for ImageNet, and pre-activation ones, wide ones among them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from jax.typing import ArrayLike
 
-__all__ = ["DEPTHS", "ResNet", "WideResNet"]
+__all__ = ["DEPTHS", "PreActivationResNet", "ResNet", "WideResNet"]
 
 # depth -> blocks in each stage, whether blocks have a bottleneck.
 DEPTHS = {
@@ -86,6 +86,37 @@ class ResNet(nn.Module):
     return self.dense(self.classes, name="head")(hidden.mean((1, 2)))
 
 
+class PreActivationResNet(nn.Module):
+  """A residual network for images of about 32×32 pixels, whose blocks normalise and rectify before they convolve.
+
+  >>> import jax, jax.numpy as jnp
+  >>> model = PreActivationResNet(stages=(1, 1), classes=10, width=4)
+  >>> variables = model.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)), train=False)
+  >>> model.apply(variables, jnp.ones((2, 8, 8, 3)), train=False).shape
+  (2, 10)
+
+  Attributes:
+    stages: blocks of two 3×3 convolutions in each stage; (2, 2, 2, 2) is ResNet-18.
+    classes: number of outputs.
+    width: channels of the stem and the first stage; further stages double it and halve the resolution.
+    widen: factor on the widths of the stages, not on the stem's.
+    axis_name: as in `ResNet`.
+
+  Reference: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016, Figure 4e.
+  """
+
+  stages: Sequence[int]
+  classes: int
+  width: int = 64
+  widen: int = 1
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, images: ArrayLike, *, train: bool) -> jax.Array:
+    hidden = _pre_activation_features(images, self.stages, self.width, self.widen, train, self.axis_name)
+    return nn.Dense(self.classes, name="head")(hidden)
+
+
 class WideResNet(nn.Module):
   """A wide residual network with pre-activation blocks for images of about 32×32 pixels.
 
@@ -115,15 +146,21 @@ class WideResNet(nn.Module):
   def __call__(self, images: ArrayLike, *, train: bool) -> jax.Array:
     if self.depth < 10 or (self.depth - 4) % 6:
       raise ValueError(f"depth must be 6 n + 4 with n >= 1, got {self.depth}.")
-    conv = functools.partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
-    norm = _norm(train, self.axis_name)
-    hidden = conv(self.width, (3, 3), name="stem")(images)
-    for stage in range(3):
-      for index in range((self.depth - 4) // 6):
-        width, stride = self.width * self.widen * 2**stage, 2 if stage > 0 and index == 0 else 1
-        hidden = _pre_activation_block(hidden, width, stride, conv, norm, name=f"stage{stage}_block{index}")
-    hidden = nn.relu(norm(name="head_norm")(hidden))
-    return nn.Dense(self.classes, name="head")(hidden.mean((1, 2)))
+    stages = ((self.depth - 4) // 6,) * 3
+    hidden = _pre_activation_features(images, stages, self.width, self.widen, train, self.axis_name)
+    return nn.Dense(self.classes, name="head")(hidden)
+
+
+def _pre_activation_features(images, stages, width, widen, train, axis_name):
+  """What the output layer of a pre-activation network sees; to be called in a compact module."""
+  conv = functools.partial(nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal())
+  norm = _norm(train, axis_name)
+  hidden = conv(width, (3, 3), name="stem")(images)
+  for stage, blocks in enumerate(stages):
+    for index in range(blocks):
+      stride, name = 2 if stage > 0 and index == 0 else 1, f"stage{stage}_block{index}"
+      hidden = _pre_activation_block(hidden, width * widen * 2**stage, stride, conv, norm, name=name)
+  return nn.relu(norm(name="head_norm")(hidden)).mean((1, 2))
 
 
 def _norm(train: bool, axis_name: str | None):

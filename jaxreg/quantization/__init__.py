@@ -1,4 +1,4 @@
-"""Few bits: fake quantization, AQT integers, elastic grids, and what a network costs."""
+"""Low precision: fake quantization, AQT integers, elastic grids, and what a network costs."""
 
 from jaxreg.quantization.bounds import (
   BOUND_RULES,
@@ -53,6 +53,7 @@ from jaxreg.quantization.post_training import (
   pack_int4,
   unpack_int4,
 )
+from jaxreg.quantization.qwix_provider import qwix_quantized
 from jaxreg.quantization.search import AccuracyPredictor, average_bits, encode_config, evolve_bits
 from jaxreg.quantization.straight_through import straight_through_floor, straight_through_round, straight_through_value
 
@@ -103,6 +104,7 @@ __all__ = [
   "per_tensor_bounds",
   "quantize_activation",
   "quantize_weight",
+  "qwix_quantized",
   "recalibrate_batch_norm",
   "sample_config",
   "sample_forms",

@@ -214,7 +214,11 @@ BOUND_RULES = {
 
 
 def freeze_bounds(
-  stats: Any, *, when: ArrayLike = True, rule: Callable[[BoundState], jax.Array] = mean_of_max_bound
+  stats: Any,
+  *,
+  when: ArrayLike = True,
+  rule: Callable[[BoundState], jax.Array] = mean_of_max_bound,
+  per_tensor: bool = True,
 ) -> Any:
   """The statistics of a whole network with every bound computed from them, when it is time, and as they are otherwise.
 
@@ -230,6 +234,8 @@ def freeze_bounds(
     stats: a pytree with `BoundState` leaves, such as the collection `quant_stats` of a network.
     when: whether to compute the bounds; may be traced.
     rule: from statistics to a bound; `BOUND_RULES` has the usual ones.
+    per_tensor: static; whether all channels of a layer get one bound, the largest of theirs: the form that integer
+      products need, so that what is trained is what is deployed. The paper's code has one per channel.
 
   Returns:
     The same tree.
@@ -239,7 +245,8 @@ def freeze_bounds(
 
   Reference: Abdolrashidi et al., "Pareto-Optimal Quantized ResNet Is Mostly 4-bit", CVPR Workshops 2021 (schedule).
   """
-  return _map_bounds(lambda state: jnp.where(when, rule(state), state.bound), stats)
+  of = (lambda state: _one_bound(rule(state))) if per_tensor else rule
+  return _map_bounds(lambda state: jnp.where(when, of(state), state.bound), stats)
 
 
 def per_tensor_bounds(stats: Any) -> Any:
@@ -264,7 +271,11 @@ def per_tensor_bounds(stats: Any) -> Any:
   Reference: Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference: A whitepaper", 2018,
     Section 3.1.
   """
-  return _map_bounds(lambda state: jnp.full_like(state.bound, jnp.max(state.bound)), stats)
+  return _map_bounds(lambda state: _one_bound(state.bound), stats)
+
+
+def _one_bound(bounds):
+  return jnp.full_like(bounds, jnp.max(bounds))
 
 
 def _map_bounds(new_bound, stats):

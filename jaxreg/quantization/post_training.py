@@ -17,7 +17,6 @@ from jaxreg.quantization.bounds import (
   activation_bound_update,
   freeze_bounds,
   mean_of_max_bound,
-  per_tensor_bounds,
 )
 from jaxreg.quantization.layers import ActivationBound
 
@@ -94,8 +93,7 @@ def calibrate(
     stats = {"quant_stats": new["quant_stats"]}
   if stats is None:
     raise ValueError("batches must hold at least one batch, got none.")
-  frozen = freeze_bounds(stats["quant_stats"], rule=rule)
-  return {**variables, "quant_stats": per_tensor_bounds(frozen) if per_tensor else frozen}
+  return {**variables, "quant_stats": freeze_bounds(stats["quant_stats"], rule=rule, per_tensor=per_tensor)}
 
 
 def check_bounds(variables: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from jaxreg.solvers.adversarial_mdp import (
   policy_values,
   simulated_visits,
 )
+from jaxreg.solvers.balanced_assignment import sinkhorn_assignment
 from jaxreg.solvers.conjugate_directions import ConjugateDirectionsResult, solve_conjugate_directions
 from jaxreg.solvers.factored_output import (
   FactoredState,
@@ -139,6 +140,7 @@ __all__ = [
   "sample_in_box",
   "self_tuner",
   "simulated_visits",
+  "sinkhorn_assignment",
   "sinkhorn_plan",
   "sinkhorn_potentials",
   "solution_derivative",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxreg.checks import check_float, check_hyperparameter
+from jaxreg.metrics.norms import safe_norm
 
 __all__ = ["LanczosResult", "lanczos_decomposition", "ritz_pairs", "ritz_right_hand_sides"]
 
@@ -34,7 +35,7 @@ def lanczos_decomposition(
     matvec: static; `[...]` to `A` times it, `A` symmetric.
     start: floating `[...]`, any shape.
     steps: static, the number of vectors, at most the size of `start`. If the span is smaller, the vectors beyond it are
-      zero.
+      zero; all of them for a `start` of zeros.
     reorthogonalize: static; whether every vector is made orthogonal to all before it, twice. Without it, rounding
       brings copies of the eigenvectors that were found first.
 
@@ -62,16 +63,17 @@ def lanczos_decomposition(
     if reorthogonalize:
       for _ in range(2):
         rest = rest - vectors.T @ (vectors @ rest)
-    norm = jnp.linalg.norm(rest)
-    exhausted = norm <= threshold * jnp.linalg.norm(image)
+    norm = safe_norm(rest)
+    exhausted = norm <= threshold * safe_norm(image)
     beta = jnp.where(exhausted, 0, norm)
     following = jnp.where(exhausted, 0, rest / jnp.where(exhausted, 1, norm))
     return (vectors, following, vector, beta), (alpha, beta)
 
   flat = wide.reshape(-1)
+  length = safe_norm(flat)
   first = (
     jnp.zeros((steps, flat.size), dtype),
-    flat / jnp.linalg.norm(flat),
+    flat / jnp.where(length == 0, 1, length),
     jnp.zeros_like(flat),
     jnp.zeros((), dtype),
   )

@@ -90,7 +90,11 @@ def sparse_max(scores: ArrayLike, *, k: int, regularization: ArrayLike, axis: in
 
 
 def _sparse_max(k: int) -> Callable:
-  maximiser = lambda scores, weight: sparse_simplex_projection(scores / weight[..., None], k=k)
+  def maximiser(scores, weight):
+    """With a weight of zero, in the limit, the largest score alone."""
+    none = weight < jnp.finfo(weight.dtype).tiny / jnp.finfo(weight.dtype).eps
+    p = sparse_simplex_projection(scores / jnp.where(none, 1, weight)[..., None], k=k)
+    return jnp.where(none[..., None], jax.nn.one_hot(jnp.argmax(scores, -1), scores.shape[-1], dtype=p.dtype), p)
 
   @jax.custom_jvp
   def maximum(scores, weight):
@@ -162,7 +166,7 @@ def sparse_transport_semidual(
     row_potential: alpha, floating `[..., m]`.
     cost: C, floating `[..., m, n]`.
     row_marginal: a, floating `[..., m]`, of the same mass as b.
-    column_marginal: b, floating `[..., n]`, positive.
+    column_marginal: b, floating `[..., n]`, not negative; a column without mass (padding) changes nothing.
     k: static, the largest number of non-zeros in a column, in [1, m].
     regularization: gamma, positive, in units of cost per mass; may be traced.
 
@@ -204,7 +208,7 @@ def sparse_transport_plan(
   Args:
     row_potential: alpha, floating `[..., m]`.
     cost: C, floating `[..., m, n]`.
-    column_marginal: b, floating `[..., n]`, positive.
+    column_marginal: b, floating `[..., n]`, not negative; a column without mass (padding) changes nothing.
     k: static, the largest number of non-zeros in a column, in [1, m].
     regularization: gamma, positive, in units of cost per mass; may be traced.
 
@@ -220,7 +224,11 @@ def sparse_transport_plan(
   _check_problem(cost, k, regularization, column_marginal=column_marginal, row_potential=row_potential)
   dtype = cost.dtype
   cost, b, alpha = _widened(cost, column_marginal, row_potential)
-  scaled = (alpha[..., :, None] - cost) / (jnp.asarray(regularization, cost.dtype) * b)[..., None, :]
+  weight = jnp.asarray(regularization, cost.dtype) * b
+  weight = jnp.where(
+    weight < jnp.finfo(cost.dtype).tiny / jnp.finfo(cost.dtype).eps, 1, weight
+  )  # a column without mass
+  scaled = (alpha[..., :, None] - cost) / weight[..., None, :]
   return (b[..., None, :] * sparse_simplex_projection(scaled, k=k, axis=-2)).astype(dtype)
 
 
@@ -302,7 +310,7 @@ def solve_sparse_transport(
     cost: C, floating `[..., m, n]`.
     row_marginal: a, floating `[..., m]`, of the same mass as b: otherwise there is no maximum, which shows in the
       residual.
-    column_marginal: b, floating `[..., n]`, positive.
+    column_marginal: b, floating `[..., n]`, not negative; a column without mass (padding) changes nothing.
     k: static, the largest number of non-zeros in a column, in [1, m].
     regularization: gamma, positive, in units of cost per mass; may be traced.
     steps: static, the largest number of steps.
@@ -432,7 +440,7 @@ def solve_sparse_transport_dual(
   Args:
     cost: C, floating `[..., m, n]`.
     row_marginal: a, floating `[..., m]`, of the same mass as b.
-    column_marginal: b, floating `[..., n]`, positive.
+    column_marginal: b, floating `[..., n]`, not negative; a column without mass (padding) changes nothing.
     k: static, the largest number of non-zeros in a column, in [1, m].
     regularization: gamma, positive, in units of cost per mass; may be traced.
     steps: static, the largest number of steps.

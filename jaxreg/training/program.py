@@ -118,14 +118,35 @@ def _state_sharding(task: Task, mesh: Mesh, state: TrainState):
 # `sweep`
 
 
+def _whole_bytes(state):
+  """The state with int4 and int2 leaves as int8: JAX's layouts of the former differ between two compiled programs."""
+
+  def widened(leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.iinfo(leaf.dtype).bits >= 8:
+      return leaf
+    return leaf.astype(jnp.int8 if jnp.issubdtype(leaf.dtype, jnp.signedinteger) else jnp.uint8)
+
+  return jax.tree.map(widened, state)
+
+
+def _as_the_task_has_it(task: Task, state, hparams):
+  """The inverse of `_whole_bytes`."""
+  if not any(leaf.dtype in (jnp.int8, jnp.uint8) for leaf in jax.tree.leaves(state)):
+    return state
+  like = jax.eval_shape(task.init, jax.random.key(0), hparams)
+  return jax.tree.map(lambda leaf, own: leaf if leaf.dtype == own.dtype else leaf.astype(own.dtype), state, like)
+
+
 def _advance(task: Task, steps: int):
   """`(state, hparams, data, count) -> (state, metrics, diverged_at)` of one trial."""
 
   def advance(state, hparams, data, count):
+    state = _as_the_task_has_it(task, state, hparams)
     start = state.step
     state, metrics, finite = run_chunk(task, state, data, hparams, steps, count=count)
     check_metrics(metrics, "step")
-    return state, {**metrics, **measure(task, state, hparams)}, jnp.where(finite < count, start + finite + 1, -1)
+    measured = {**metrics, **measure(task, state, hparams)}
+    return _whole_bytes(state), measured, jnp.where(finite < count, start + finite + 1, -1)
 
   return advance
 
@@ -173,7 +194,7 @@ def lowered_init(task: Task, mesh: Mesh, size: int, kinds: tuple):
   trial = PartitionSpec("trial")
 
   def init(seeds, hparams):
-    return jax.lax.map(lambda pair: task.init(jax.random.key(pair[0]), pair[1]), (seeds, hparams))
+    return jax.lax.map(lambda pair: _whole_bytes(task.init(jax.random.key(pair[0]), pair[1])), (seeds, hparams))
 
   sharding = NamedSharding(mesh, trial)
   mapped = jax.shard_map(init, mesh=mesh, in_specs=(trial, trial), out_specs=trial, check_vma=False)

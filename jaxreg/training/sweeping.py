@@ -255,6 +255,9 @@ def _trained(task: Task, collected):
   for name in ("params", "extra"):
     like, treedef = jax.tree.flatten(getattr(shapes, name))
     leaves = [structure.like(leaf, collected[f"{name}/{index}"]) for index, leaf in enumerate(like)]
+    # Leaves of less than a byte come as int8.
+    narrow = lambda leaf, array: array if structure.is_key(leaf) else array.astype(leaf.dtype)
+    leaves = [narrow(leaf, array) for leaf, array in zip(like, leaves)]
     result.append(jax.tree.unflatten(treedef, leaves))
   return result
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_hyperparameter, check_same_shape
+from jaxreg.checks import check_hyperparameter, check_updates
 
 __all__ = ["orthogonal", "orthogonalize_gradients"]
 
@@ -65,13 +65,10 @@ def orthogonalize_gradients(
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError("params must be given to the update of orthogonalize_gradients, got None.")
+    check_updates(updates, params, "orthogonalize_gradients")
     gradients, structure = jax.tree.flatten(updates, is_leaf=_is_none)
     weights = structure.flatten_up_to(params)
     present = [index for index, gradient in enumerate(gradients) if gradient is not None]
-    for index in present:
-      check_same_shape(updates=gradients[index], params=weights[index])
     for indices in [[index] for index in present] if per_leaf else [present]:
       chosen = [gradients[i] for i in indices], [weights[i] for i in indices]
       projected = _project(*chosen, renormalize, eps, axis_name)
@@ -128,9 +125,9 @@ def _is_none(node):
 
 def _project(gradients, weights, renormalize, eps, axis_name):
   """The orthogonalized `gradients`, a list of tensors treated as one vector."""
-  directions, size = _scaled(gradients, axis_name)
-  weights, _ = _scaled(weights, axis_name)
-  inner = functools.partial(_inner, axis_name=axis_name)
+  directions, size = scaled_tensors(gradients, axis_name)
+  weights, _ = scaled_tensors(weights, axis_name)
+  inner = functools.partial(inner_product, axis_name=axis_name)
   squared_norm = inner(weights, weights) + eps
   # A zero tensor has no direction to remove, also when eps is 0.
   squared_norm = jnp.where(squared_norm > 0, squared_norm, 1)
@@ -144,7 +141,7 @@ def _project(gradients, weights, renormalize, eps, axis_name):
   return [(o * size).astype(jnp.result_type(g)) for o, g in zip(projected, gradients)]
 
 
-def _scaled(tensors, axis_name):
+def scaled_tensors(tensors, axis_name=None):
   """The tensors divided by their largest absolute entry, in float32 or better, and that entry."""
   if not tensors:
     return [], jnp.ones(())
@@ -156,6 +153,7 @@ def _scaled(tensors, axis_name):
   return [tensor / size for tensor in tensors], size
 
 
-def _inner(a, b, axis_name):
+def inner_product(a, b, axis_name=None):
+  """The inner product of two lists of tensors as vectors."""
   total = sum((jnp.sum(x * y) for x, y in zip(a, b)), jnp.zeros(()))
   return total if axis_name is None else jax.lax.psum(total, axis_name)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_hyperparameter, check_same_shape
+from jaxreg.checks import check_hyperparameter, check_updates
 
 __all__ = ["PenalizeState", "penalize"]
 
@@ -59,20 +59,18 @@ def penalize(
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError("params must be given to the update of penalize, got None.")
+    check_updates(updates, params, "penalize")
     factor = weight(state.count) if callable(weight) else weight
 
-    def add(update, parameter, gradient):
+    def add(update, gradient):
       if update is None:
         return None
-      check_same_shape(updates=update, params=parameter)
       dtype = jnp.promote_types(jnp.result_type(update), jnp.float32)
       return (jnp.asarray(update, dtype) + factor * jnp.asarray(gradient, dtype)).astype(jnp.result_type(update))
 
     if jax.tree.leaves(updates):
       _check_scalar(penalty, params)
-      updates = jax.tree.map(add, updates, params, jax.grad(penalty)(params), is_leaf=lambda node: node is None)
+      updates = jax.tree.map(add, updates, jax.grad(penalty)(params), is_leaf=lambda node: node is None)
     return updates, PenalizeState(optax.safe_increment(state.count))
 
   return optax.GradientTransformationExtraArgs(lambda params: PenalizeState(jnp.zeros((), jnp.int32)), update)

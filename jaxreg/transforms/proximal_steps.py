@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_hyperparameter, check_same_shape
+from jaxreg.checks import check_hyperparameter, check_same_shape, check_updates
 from jaxreg.regularizers.groups import resolve_groups, scale_groups, sum_groups
 
 __all__ = ["ProximalState", "half_space_projection", "proximal"]
@@ -72,8 +72,7 @@ def proximal(
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError("params must be given to the update of proximal, got None.")
+    check_updates(updates, params, "proximal")
     step_size = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
     def apply(operator, update, parameters):
@@ -130,8 +129,7 @@ def half_space_projection(
 
   def update(updates, state, params=None, **extra_args):
     del extra_args
-    if params is None:
-      raise ValueError("params must be given to the update of half_space_projection, got None.")
+    check_updates(updates, params, "half_space_projection")
 
     def apply(kind, update, parameters):
       if kind is None or not jax.tree.leaves(update):
@@ -155,7 +153,6 @@ def half_space_projection(
 
 def _move(update, parameters, operator):
   """The update that takes `parameters` to `operator(parameters + update, parameters)`."""
-  jax.tree.map(lambda v, p: check_same_shape(updates=v, params=p), update, parameters)
   before = jax.tree.map(lambda p: jnp.asarray(p).astype(jnp.promote_types(jnp.result_type(p), jnp.float32)), parameters)
   after = operator(jax.tree.map(jnp.add, before, update), before)
 

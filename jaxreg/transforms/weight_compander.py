@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxreg.checks import check_hyperparameter, check_same_shape
+from jaxreg.checks import check_hyperparameter, check_updates
 from jaxreg.layers.weight_compander import (
   ARCTAN,
   CompandedParams,
@@ -104,9 +104,7 @@ def compand_weights(
     return CompandWeightsState(raw, *scales, optimizer.init(companded.raw), scale_optimizer.init(scales))
 
   def update(updates, state, params=None, **extra_args):
-    if params is None:
-      raise ValueError("params must be given to the update of compand_weights, got None.")
-    jax.tree.map(lambda update, parameter: check_same_shape(updates=update, params=parameter), updates, params)
+    check_updates(updates, params, "compand_weights")
     place = lambda path, leaf: state.raw.get(parameter_name(path), leaf)
     companded = CompandedParams(
       jax.tree_util.tree_map_with_path(place, params), state.log_amplitude, state.log_width

@@ -204,4 +204,34 @@ ROWS = [
     differentiable=False,
     options=dict(radius=(0.1, 0.5), step_size=(0.05, 0.1)),
   ),
+  row(
+    attacks.pgd_survival,
+    lambda rng: (rng.normal(size=(EXAMPLES, 3)),),
+    call=lambda inputs, radius, step_size: attacks.pgd_survival(
+      lambda x: x.sum(-1),
+      lambda x: x.sum(-1) < 0.1,
+      inputs,
+      jax.random.key(0),
+      radius=radius,
+      step_size=step_size,
+      steps=3,
+    ),
+    bad=(("inputs", lambda inputs: (inputs.astype(np.int32),)),),
+    differentiable=False,
+    options=dict(radius=(0.1, 0.5), step_size=(0.05, 0.1)),
+  ),
 ]
+
+
+def test_survival_is_counted_along_pgd(linear):
+  weights, inputs = linear
+  key, options = jax.random.key(1), dict(radius=0.3, step_size=0.1, norm="l2", bounds=(0.0, 1.0))
+  loss = _loss(weights)
+  right = lambda x: loss(x) < loss(inputs) + 0.1
+  attacked, survived = jax.jit(lambda x: attacks.pgd_survival(loss, right, x, key, steps=5, **options))(inputs)
+  np.testing.assert_allclose(attacked, attacks.pgd(loss, inputs, key, steps=5, **options), atol=1e-6)
+  path = [attacks.pgd(loss, inputs, key, steps=steps, **options) for steps in range(5)]
+  np.testing.assert_array_equal(survived, np.sum([right(x) for x in path], axis=0))
+  assert 0 < survived.sum() < 5 * BATCH
+  with pytest.raises(ValueError, match="is_correct must return one value per example"):
+    attacks.pgd_survival(loss, lambda x: x > 0, inputs, key, steps=5, **options)

@@ -1,6 +1,6 @@
 """Set-up of the recipes' tests: a folder of their own, and engines that are not compared."""
 
-import sys
+import importlib
 
 import pytest
 
@@ -15,4 +15,4 @@ def in_temporary_folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def engines_are_not_compared(monkeypatch):
   """Comparing the engines compiles every sweep twice; tests/training/test_sweep.py tests that it is done."""
-  monkeypatch.setattr(sys.modules["jaxreg.training.sweeping"], "_engine_by_rule", lambda *_: "map")
+  monkeypatch.setattr(importlib.import_module("jaxreg.training.sweeping"), "_engine_by_rule", lambda *_: "map")

@@ -63,6 +63,38 @@ def test_fixed_point_satisfies_its_equation(x64):
   np.testing.assert_allclose(g / (1 + g) + (size - 1) * rho * g / (1 + rho * g), size * aspect, rtol=1e-10)
 
 
+@pytest.mark.parametrize("bags", [12, 3])
+@pytest.mark.parametrize("rho, ridge", [(0.0, 0.0), (0.0, 0.3), (0.4, 0.0), (0.4, 0.3)])
+def test_gradients_of_the_estimator_at_weights_of_zero(x64, bags, rho, ridge):
+  """One-sided differences where a weight is zero; of least-norm solutions in the features and the means."""
+  rng = np.random.default_rng(0)
+  features, means = jnp.asarray(rng.normal(size=(bags, 3, 5))), jnp.asarray(rng.normal(size=bags))
+  direction = jnp.asarray(rng.normal(size=5))
+  total = lambda features, means, rho, ridge: (
+    direction @ theory.interpolated_ridge(features, means, rho=rho, ridge=ridge)
+  )
+  point = (features, means, jnp.float64(rho), jnp.float64(ridge))
+  gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(*point)
+  singular = bags == 3 and rho == 0 and ridge == 0
+  for index, name in ((2, "rho"), (3, "ridge")):
+    if singular and name == "rho":
+      assert jnp.isfinite(gradients[index])  # there the solution jumps
+      continue
+    h, at = 1e-5, list(point)
+    values = []
+    for multiple in (0, 1, 2):
+      at[index] = point[index] + multiple * h
+      values.append(float(total(*at)))
+    difference = (-3 * values[0] + 4 * values[1] - values[2]) / (2 * h)
+    np.testing.assert_allclose(gradients[index], difference, rtol=1e-4, atol=1e-5)
+  for index in (0, 1):
+    step = jnp.asarray(rng.normal(size=point[index].shape))
+    at = lambda h, index=index, step=step: total(*point[:index], point[index] + h * step, *point[index + 1 :])
+    np.testing.assert_allclose(jnp.vdot(gradients[index], step), (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-5, atol=1e-7)
+  second = jax.grad(lambda rho: jax.grad(lambda r: total(features, means, r, ridge))(rho))(point[2])
+  assert jnp.isfinite(second)
+
+
 def test_risk_in_closed_cases(x64):
   close = lambda got, want, **options: np.testing.assert_allclose(got, want, **{"rtol": 1e-9, "atol": 1e-12, **options})
   noise, signal = 0.7, 1.3

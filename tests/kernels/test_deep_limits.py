@@ -267,6 +267,60 @@ def test_float32_and_bfloat16_are_finite():
         assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
 
 
+def test_unnormalized_activations_are_refused():
+  """One check for all that need a dual with value 1 at 1."""
+  calls = {
+    "value 1 at correlation 1": (
+      lambda dual: limits.deep_nngp(jnp.array([1.0, 0.999999]), depth=3, dual=dual),
+      lambda dual: limits.deep_ntk(jnp.array([1.0, 0.5]), depth=3, dual=dual),
+      lambda dual: limits.koenigs(jnp.array([0.5]), dual),
+      lambda dual: deep_votes.singular_vote(jnp.full((1, 2), 0.5), jnp.array([1.0, -1.0]), dual),
+      limits.singularity_exponent,
+      limits.depth_taxonomy,
+    )
+  }
+  for message, functions in calls.items():
+    for function in functions:
+      for dual in (duals.relu_dual(), duals.gelu_dual(), duals.erf_dual()):
+        with pytest.raises(ValueError, match=message):
+          function(dual)
+        with pytest.raises(ValueError, match=message):
+          jax.jit(lambda _, f=function, d=dual: f(d) and 0)(0)
+  gelu = duals.normalize_dual(duals.gelu_dual())  # whose mean is not zero
+  for function in (lambda dual: limits.koenigs(jnp.array([0.5]), dual), limits.singularity_exponent):
+    for dual in (gelu, hermite(3)):
+      with pytest.raises(ValueError, match="dual must be of an activation with zero mean and a linear part"):
+        function(dual)
+  traced = jax.jit(lambda q: limits.koenigs(jnp.array([0.5]), limits.sine_sphere_dual(q)))(2.676)
+  np.testing.assert_allclose(traced, limits.koenigs(jnp.array([0.5]), limits.sine_sphere_dual(2.676)), rtol=1e-5)
+
+
+def test_depth_may_be_a_numpy_integer():
+  xi, dual = jnp.array([0.3, 0.999]), limits.optimal_dual(2)
+  for kernel in (limits.deep_nngp, limits.deep_ntk):
+    np.testing.assert_array_equal(kernel(xi, depth=np.int64(3), dual=dual), kernel(xi, depth=3, dual=dual))
+
+
+@pytest.mark.parametrize("name", ["relu", "3d_opt", "sine_2.676", "erf"])
+def test_close_points_in_float32(name):
+  """With the complement of the inputs kernels are those of float64, also where the correlation is 1 up to rounding."""
+  rng = np.random.default_rng(0)
+  inputs = np.concatenate([np.ones((20, 3)) + 1e-4 * rng.normal(size=(20, 3)), rng.normal(size=(5, 3))])
+  inputs = inputs.astype(np.float32)
+  dual = of_name(name)
+
+  @jax.jit
+  def kernels(x):
+    xi, left = limits.sphere_gram(x), limits.sphere_complement(x)
+    return [kernel(xi, depth=6, dual=dual, complement=left) for kernel in (limits.deep_nngp, limits.deep_ntk)]
+
+  got = kernels(jnp.asarray(inputs))
+  with jax.enable_x64(True):
+    exact = [np.asarray(kernel) for kernel in kernels(inputs.astype(np.float64))]
+  for a, b in zip(got, exact, strict=True):
+    np.testing.assert_allclose(a, b, rtol=3e-6, atol=2e-6)
+
+
 def test_mapped_over_pairs(points):
   train = jnp.asarray(points[0], jnp.float32)
   dual = limits.optimal_dual(2)
@@ -291,6 +345,8 @@ def test_bad_input():
     ("dual must be", lambda: limits.koenigs(xi, "relu")),
     ("coefficients must be", lambda: limits.log_deep_kernels(-xi, depth=1, coefficients=[0.0])),
     ("inputs1 must be", lambda: limits.sphere_gram(targets)),
+    ("inputs1 must be", lambda: limits.sphere_complement(targets)),
+    ("arrays must have equal", lambda: limits.deep_ntk(xi, depth=1, dual=dual, complement=targets)),
   ):
     with pytest.raises(ValueError, match=message):
       call()
@@ -331,6 +387,12 @@ ROWS = [
     lambda rng: (rng.uniform(-2, -0.1, EXAMPLES),),
     call=lambda logs: list(limits.log_deep_kernels(logs, depth=3, coefficients=[0.0, 0.0, 0.0, 1.0])),
     extreme=lambda logs: (np.resize([-EXTREME, -1e-3], logs.shape),),
+    wide=True,
+  ),
+  row(
+    limits.sphere_complement,
+    lambda rng: (rng.normal(size=(4, 3)), rng.normal(size=(5, 3))),
+    bad=(("inputs", lambda x, y: (x.astype(np.int32), y)), ("features", lambda x, y: (x, y[:, 1:]))),
     wide=True,
   ),
   row(

@@ -155,10 +155,31 @@ def test_float32_is_exact_at_equal_and_opposite_inputs(name):
       assert np.all(np.abs(got - exact) <= 1e-6 * np.maximum(1, variance) * (1 if moment is dual.covariance else 4))
 
 
-def test_arcsin_in_float32():
-  x = np.concatenate([np.linspace(-1, 1, 2001), 10.0 ** np.arange(-30, 0), 1 - 2.0 ** -np.arange(2, 24)])
-  x = x.astype(np.float32)
-  np.testing.assert_allclose(duals._arcsin(jnp.asarray(x)), np.arcsin(x.astype(np.float64)), rtol=3e-7)
+@pytest.mark.parametrize("dtype, rtol", [(np.float32, 3e-7), (np.float64, 4e-15)])
+def test_angle_and_its_integral(x64, dtype, rtol):
+  """Against 50 digits, from 0 to a right angle."""
+  import mpmath
+
+  u = np.concatenate([10.0 ** np.arange(-24, -1), np.linspace(0.02, 1, 50)]).astype(dtype)
+  mpmath.mp.dps = 50
+  angles = [mpmath.acos(1 - mpmath.mpf(float(x))) for x in u]
+  integrals = [mpmath.sin(angle) - angle * mpmath.cos(angle) for angle in angles]
+  np.testing.assert_allclose(duals._angle(jnp.asarray(u)), [float(x) for x in angles], rtol=rtol)
+  np.testing.assert_allclose(duals._angle_integral(jnp.asarray(u)), [float(x) for x in integrals], rtol=rtol)
+
+
+@pytest.mark.parametrize("name", [*BENT, *JUMPS])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_complement_of_the_outputs(x64, name, sign):
+  """From that of the inputs, `1 - |correlation|` of the outputs in float32 has all digits that float64 gives."""
+  dual = ALL[name]
+  u = 10.0 ** np.linspace(-12, -0.3, 40)
+  moments = lambda dtype: dual.moments(*(np.asarray(x, dtype) for x in (sign * 6 * (1 - u), 4.0, 9.0, u)))
+  covariance, _, left = moments(np.float64)
+  own = float(dual.covariance(4.0, 4.0, 4.0)), float(dual.covariance(9.0, 9.0, 9.0))
+  direct = 1 - np.abs(covariance) / math.sqrt(own[0] * own[1])
+  np.testing.assert_allclose(left, direct, rtol=1e-10, atol=1e-15)
+  np.testing.assert_allclose(moments(np.float32)[2], left, rtol=1e-6)
 
 
 def test_large_arguments():
@@ -223,6 +244,8 @@ def test_bad_input():
     duals.numerical_dual(jnp.tanh, points=8, terms=9)
   with pytest.raises(ValueError, match="dual must be"):
     duals.normalize_dual(jnp.tanh)
+  with pytest.raises(ValueError, match="dual must be of a normalized activation, with value 1 .*, got 0.5"):
+    duals.check_normalized_dual(duals.relu_dual())
 
 
 def _dual(function, build=None, **options):

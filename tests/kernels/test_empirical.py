@@ -59,7 +59,7 @@ def test_the_cheaper_method_is_taken(monkeypatch):
   taken = []
   for name in ("ntk_by_jacobians", "ntk_by_vector_products"):
     method = getattr(empirical, name)
-    record = lambda *arguments, method=method, name=name: taken.append(name) or method(*arguments)
+    record = lambda *arguments, method=method, name=name, **axes: taken.append(name) or method(*arguments, **axes)
     monkeypatch.setattr(empirical, name, record)
   x = jnp.ones((2, 32))
   empirical.empirical_ntk(lambda w, x: jnp.tanh(x @ w), jnp.ones((32, 16)), x)
@@ -116,6 +116,36 @@ def test_convergence_at_the_rate_of_the_root_of_the_width(unit_inputs):
 
   slope = np.polyfit(np.log(widths), np.log([error(width) for width in widths]), 1)[0]
   assert -0.62 < slope < -0.38
+
+
+@pytest.mark.parametrize(
+  "method", [empirical.empirical_ntk, empirical.ntk_by_jacobians, empirical.ntk_by_vector_products]
+)
+def test_kernels_of_single_outputs(method):
+  """A hundred outputs: their kernels with themselves, and the mean of these, without those of all pairs."""
+  rng = np.random.default_rng(0)
+  weights = {"a": jnp.asarray(rng.normal(size=(3, 6))), "b": jnp.asarray(rng.normal(size=(6, 100)))}
+  function = lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"]
+  first, second = (jnp.asarray(rng.normal(size=(n, 3))) for n in (4, 2))
+  for others in (None, second):
+    whole = empirical.ntk_by_jacobians(function, weights, first, others)
+    diagonal = jnp.einsum("ijaa->ija", whole)
+    np.testing.assert_allclose(method(function, weights, first, others, diagonal_axes=(-1,)), diagonal, rtol=1e-4)
+    np.testing.assert_allclose(method(function, weights, first, others, trace_axes=(-1,)), diagonal.mean(-1), rtol=1e-4)
+  if method is empirical.empirical_ntk:
+    tiled = method(function, weights, first, tile=3, trace_axes=(1,))
+    np.testing.assert_allclose(tiled, method(function, weights, first, trace_axes=(-1,)), rtol=1e-4)
+    tiled = method(function, weights, first, tile=3, diagonal_axes=(-1,))
+    np.testing.assert_allclose(tiled, method(function, weights, first, diagonal_axes=(-1,)), rtol=1e-4)
+  for message, axes in (
+    ("trace_axes must be axes", {"trace_axes": (0,)}),
+    ("diagonal_axes must be axes", {"diagonal_axes": (-2,)}),
+    ("must not name the same", {"trace_axes": (-1,), "diagonal_axes": (-1,)}),
+  ):
+    with pytest.raises(ValueError, match=message):
+      method(function, weights, first, **axes)
+  with pytest.raises(ValueError, match="trace_axes must be axes of the outputs, \\(\\)"):
+    method(lambda w, x: function(w, x)[:, 0], weights, first, trace_axes=(-1,))
 
 
 def test_bad_input(network):

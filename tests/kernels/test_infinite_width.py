@@ -143,10 +143,99 @@ def test_float32_at_equal_and_opposite_inputs(inputs):
   state = kernel(both)
   with jax.enable_x64(True):
     exact = jax.tree.map(np.asarray, kernel(jnp.asarray(np.asarray(both), jnp.float64)))
-  np.testing.assert_allclose(state.ntk, exact.ntk, rtol=2e-3, atol=1e-4)
+  np.testing.assert_allclose(state.ntk, exact.ntk, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(np.diagonal(state.ntk), np.diagonal(exact.ntk), rtol=1e-5)
   gradient = jax.grad(lambda x: jnp.sum(kernel(x).covariance) + jnp.sum(kernel(x).ntk))(both)
   assert jnp.isfinite(gradient).all()
+
+
+def close_inputs(name):
+  """Two hundred inputs whose tangent kernels depend on angles that their covariances in float32 do not have."""
+  rng = np.random.default_rng(0)
+  if name == "line":
+    return np.linspace(-10 * np.pi, 10 * np.pi, 200)[:, None]
+  features = 40 if name == "clusters" else 4  # on either side of where distances are summed for close rows only
+  centers = np.repeat([np.ones(features), np.linspace(-3, 3, features)], 100, 0)
+  return centers + np.repeat([1e-3, 1e-4], 100)[:, None] * rng.normal(size=(200, features))
+
+
+BOTH = {"relu": RELU, "abs": duals.abs_dual(), "leaky": duals.leaky_relu_dual(negative_slope=0.2)}
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("inputs_of", ["line", "clusters", "few features"])
+def test_close_inputs_in_float32(name, inputs_of):
+  """Kernels are right to 1e-6 of the mean diagonal, entries and least eigenvalue."""
+  inputs = close_inputs(inputs_of).astype(np.float32)
+  options = {"depth": 2, "dual": BOTH[name], "weight_variance": 2.25, "bias_variance": 0.0025}
+  kernel = jax.jit(lambda x: iw.fully_connected(x, **options))
+  apart = jax.jit(lambda x: iw.fully_connected(x, jnp.concatenate([x[:20], -x[:20]]), **options))
+  for of in (kernel, apart):
+    got = of(jnp.asarray(inputs))
+    with jax.enable_x64(True):
+      exact = jax.tree.map(np.asarray, of(inputs.astype(np.float64)))
+    scale = np.mean(exact.variance1)
+    np.testing.assert_allclose(got.covariance, exact.covariance, rtol=1e-6, atol=1e-6 * scale)
+    np.testing.assert_allclose(got.ntk, exact.ntk, rtol=1e-6, atol=1e-9 * np.abs(exact.ntk).max())
+    # The angle, on which the slopes depend, is right to about a unit of rounding.
+    angle = lambda state: np.sqrt(2 * np.asarray(state.complement, np.float64))
+    np.testing.assert_allclose(angle(got), angle(exact), rtol=1e-6, atol=5e-7)
+    if of is kernel:
+      matrix = np.asarray(got.ntk, np.float64)
+      assert np.linalg.eigvalsh((matrix + matrix.T) / 2)[0] >= -1e-6 * np.trace(matrix) / len(matrix)
+
+
+@pytest.mark.parametrize("dual", [duals.erf_dual(), duals.gelu_dual(), duals.sine_dual(), duals.gaussian_dual()])
+def test_close_inputs_in_float32_for_smooth_activations(dual):
+  """Their kernels are singular in float64 already; float32 adds its rounding."""
+  inputs = close_inputs("clusters").astype(np.float32)
+  kernel = jax.jit(lambda x: iw.fully_connected(x, depth=1, dual=dual, weight_variance=2.25, bias_variance=0.0025))
+  got = kernel(jnp.asarray(inputs)).ntk
+  with jax.enable_x64(True):
+    exact = np.asarray(kernel(inputs.astype(np.float64)).ntk)
+  np.testing.assert_allclose(got, exact, atol=1e-6 * exact.max())
+
+
+def test_mixed_networks_keep_the_angle(x64):
+  """Sums, biases, layer norm: the complement is `1 - |correlation|` of what stands beside it."""
+  rng = np.random.default_rng(1)
+  inputs = rng.normal(size=(6, 3))
+  inputs = jnp.asarray(np.concatenate([inputs, inputs + 0.1 * rng.normal(size=(6, 3)), -inputs]))
+  start = iw.dense(iw.input_state(inputs), **OPTIONS)
+  states = [
+    start,
+    iw.residual(start, lambda s: iw.dense(iw.activate(s, duals.erf_dual()), **OPTIONS)),
+    iw.add_states(iw.dense(iw.activate(start, duals.abs_dual())), start._replace(complement=None)),
+    iw.dense(iw.layer_norm(iw.activate(start, duals.leaky_relu_dual(negative_slope=-0.5))), bias_variance=0.1),
+    iw.activate(start, duals.step_dual()),
+    iw.dense_standard(iw.activate(start, duals.sign_dual()), width=3, bias_variance=0.2),
+  ]
+  for state in states:
+    scale = np.sqrt(np.asarray(state.variance1)[:, None] * np.asarray(state.variance2))
+    np.testing.assert_allclose(state.complement, 1 - np.abs(state.covariance) / scale, atol=1e-13)
+
+
+def test_residual_networks_of_close_inputs():
+  """A residual ReLU network in float32 keeps what one without branches keeps."""
+  inputs = close_inputs("line").astype(np.float32)
+
+  @jax.jit
+  def kernel(x):
+    state = iw.dense(iw.input_state(x), **OPTIONS)
+    branch = lambda s: iw.dense(iw.activate(s, RELU), **OPTIONS)
+    return iw.residual(iw.residual(state, branch), branch).ntk
+
+  with jax.enable_x64(True):
+    exact = np.asarray(kernel(inputs.astype(np.float64)))
+  np.testing.assert_allclose(kernel(jnp.asarray(inputs)), exact, rtol=1e-6, atol=1e-9 * exact.max())
+
+
+def test_a_state_or_a_dual_without_the_angle_does_as_well(x64, inputs):
+  state = iw.dense(iw.input_state(*inputs), **OPTIONS)
+  plain = duals.DualActivation(RELU.activation, RELU.covariance, RELU.derivative)
+  for start, dual in ((state._replace(complement=None), RELU), (state, plain)):
+    for a, b in zip(iw.activate(start, dual), iw.activate(state, RELU), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("dual", [RELU, duals.erf_dual(), duals.gelu_dual()])

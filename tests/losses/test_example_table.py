@@ -52,8 +52,13 @@ def test_unique_ids_skip_the_sorting():
 STATEFUL = {
   "elr": lambda z, y, ids, state, **options: losses.elr_loss(z, y, ids, state=state, **options),
   "aldr": lambda z, y, ids, state, **options: losses.aldr_kl_loss(z, y, ids, state=state, **options),
+  "ps_kd": lambda z, y, ids, state, **options: losses.ps_kd_loss(z, y, ids, state=state, alpha=0.5, **options),
 }
-STATES = {"elr": lambda: losses.elr_init(6, 4), "aldr": lambda: losses.aldr_kl_init(6, temperature=2.0)}
+STATES = {
+  "elr": lambda: losses.elr_init(6, 4),
+  "aldr": lambda: losses.aldr_kl_init(6, temperature=2.0),
+  "ps_kd": lambda: losses.ps_kd_init(6, 4),
+}
 
 
 @pytest.mark.parametrize("kind", STATEFUL)
@@ -83,7 +88,7 @@ def test_states_of_numpy_arrays_and_bare_tables(kind):
   expected = STATEFUL[kind](logits, labels, ids, STATES[kind]())
   actual = STATEFUL[kind](logits, labels, ids, jax.tree.map(np.asarray, STATES[kind]()))
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
-  with pytest.raises(ValueError, match="state must be (ELR|ALDR)State as its init function returns it"):
+  with pytest.raises(ValueError, match="state must be (ELR|ALDR|PSKD)State as its init function returns it"):
     STATEFUL[kind](logits, labels, ids, jnp.zeros((6, 4)))
 
 

@@ -1,5 +1,8 @@
 """Classification metrics against scikit-learn, `lax.top_k` and counting."""
 
+import functools
+import json
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,7 @@ from jaxreg.metrics.classification import (
   memorization_fractions,
   top_k_accuracy,
 )
-from tests.conformance import CLASSES, EXAMPLES, draw_classification, draw_logits, metric_row
+from tests.conformance import CLASSES, EXAMPLES, draw_classification, draw_logits, metric_row, unchanged
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.integers(-2, 3, (64, 5)).astype(np.float32)  # few values, hence many ties
@@ -144,7 +147,7 @@ def test_dtypes_in_float64(x64):
     (lambda: top_k_accuracy(LOGITS, LABELS[:, None]), "labels must have the shape"),
     (lambda: top_k_accuracy(LOGITS, LABELS, k=6), "k must lie in"),
     (lambda: balanced_top_k_accuracy(LOGITS, LABELS, k=0), "k must lie in"),
-    (lambda: top_k_accuracy(LOGITS, LABELS, where=np.ones((64, 1), bool)), "equal shapes"),
+    (lambda: top_k_accuracy(LOGITS, LABELS, where=np.ones((64, 1), bool)), "where must be boolean, one per label"),
     (lambda: area_under_roc(LOGITS, LOGITS > 0), "one axis"),
     (lambda: area_under_roc(LOGITS[:, 0], LABELS[:5] > 0), "equal shapes"),
     (lambda: area_under_roc(LOGITS[:, 0], LOGITS[:, 1]), "boolean or integer"),
@@ -158,7 +161,71 @@ def test_bad_input_is_refused(call, message):
     call()
 
 
+def test_worst_group_accuracy():
+  rng = np.random.default_rng(0)
+  logits, labels, groups = rng.normal(size=(40, 3)), rng.integers(0, 3, 40), rng.integers(-1, 4, 40)
+  where = rng.uniform(size=40) < 0.8
+  right = logits.argmax(1) == labels
+  of_groups = [right[(groups == g) & where].mean() for g in range(4)]
+  found = classification.worst_group_accuracy(logits, labels, groups, num_groups=6, where=where)
+  np.testing.assert_allclose(found, min(of_groups), rtol=1e-6)
+  assert np.isnan(classification.worst_group_accuracy(logits, labels, groups - 9, num_groups=6))
+  with pytest.raises(ValueError, match="groups must be integers"):
+    classification.worst_group_accuracy(logits, labels, groups * 1.0, num_groups=4)
+
+
+@pytest.mark.golden
+def test_golden_doubly_robust_at_worst_classes(golden, x64):
+  names = []
+  for name, case, _ in golden("22-doubly_robust_at").cases():
+    names.append(name)
+    labels, correct = case["tail_labels"], case["tail_correct"]
+    classes, fraction = len(case["tail_out_per_class"]), json.loads(str(case["hp"]))["tail_fraction"]
+    found = classification.worst_classes_accuracy(labels, correct, num_classes=classes, fraction=fraction)
+    np.testing.assert_allclose(found, case["tail_out_ra_tail30"], rtol=1e-8, err_msg=name)
+    for label, expected in enumerate(case["tail_out_per_class"]):
+      own = classification.worst_classes_accuracy(labels, correct, num_classes=classes, where=labels == label)
+      np.testing.assert_allclose(own, expected, rtol=1e-8, err_msg=name)
+  assert names
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
+def test_worst_classes_accuracy(fraction):
+  rng = np.random.default_rng(0)
+  labels, correct, where = rng.integers(-1, 9, 200), rng.uniform(size=200) < 0.6, rng.uniform(size=200) < 0.8
+  where &= labels != 4  # a class that does not occur
+  accuracies = sorted(correct[(labels == label) & where].mean() for label in range(7) if label != 4)
+  expected = np.mean(accuracies[: max(1, round(fraction * 6))])
+  call = functools.partial(classification.worst_classes_accuracy, num_classes=7, fraction=fraction, where=where)
+  np.testing.assert_allclose(call(labels, correct), expected, rtol=1e-6)
+  np.testing.assert_allclose(call(labels, 3 * correct), expected, rtol=1e-6)
+  assert np.isnan(call(labels + 50, correct))
+  for arguments, message in (
+    ((labels, correct * 1.0), "correct must be boolean or integer"),
+    ((labels * 1.0, correct), "labels must be integer"),
+    ((labels, correct[:5]), "equal shapes"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call(*arguments)
+
+
 ROWS = [
+  metric_row(
+    classification.worst_classes_accuracy,
+    arguments=lambda rng: (np.resize(np.arange(4, dtype=np.int32), EXAMPLES), rng.uniform(size=EXAMPLES) < 0.5),
+    bad=(
+      ("labels", lambda labels, correct: (labels * 1.0, correct)),
+      ("correct", lambda labels, correct: (labels, correct * 1.0)),
+      ("shapes", lambda labels, correct: (labels, correct[1:])),
+    ),
+    num_classes=4,
+    fraction=(0.1, 0.9),
+  )._replace(extreme=unchanged),
+  metric_row(
+    classification.worst_group_accuracy,
+    arguments=lambda rng: (*draw_classification(rng), np.resize(np.arange(3, dtype=np.int32), EXAMPLES)),
+    num_groups=3,
+  ),
   metric_row(classification.top_k_accuracy, k=(1, CLASSES)),
   metric_row(classification.balanced_top_k_accuracy, k=(1, CLASSES)),
   metric_row(

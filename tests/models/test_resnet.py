@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreg.models import ResNet, WideResNet
+from jaxreg.models import PreActivationResNet, ResNet, WideResNet
 from tests.conformance import EXAMPLES, module_row
 
 
@@ -24,6 +24,18 @@ def test_imagenet_networks_have_the_usual_number_of_parameters(depth, parameters
 def test_wide_network_has_the_papers_number_of_parameters():
   assert round(count(WideResNet(28, 10, 10), 32) / 1e6, 1) == 36.5  # Table 4
   assert round(count(WideResNet(16, 8, 10), 32) / 1e6, 1) == 11.0
+
+
+def test_pre_activation_network_has_the_usual_number_of_parameters():
+  """11,171,146 in the common port to CIFAR, which leaves out the last normalisation, of twice 512 parameters."""
+  assert count(PreActivationResNet((2, 2, 2, 2), classes=10), 32) == 11_171_146 + 1024
+
+
+def test_wide_network_is_a_pre_activation_one_of_three_stages():
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+  wide, plain = WideResNet(10, 2, 3, width=4), PreActivationResNet((1, 1, 1), 3, width=4, widen=2)
+  variables = wide.init(jax.random.key(0), images, train=False)
+  np.testing.assert_array_equal(wide.apply(variables, images, train=False), plain.apply(variables, images, train=False))
 
 
 def test_depths_are_checked():
@@ -50,6 +62,11 @@ def test_statistics_of_the_whole_batch_over_devices():
 ROWS = [
   module_row(
     ResNet(stages=(1,), classes=2, width=2),
+    lambda rng: (rng.normal(size=(EXAMPLES, 4, 4, 1)),),
+    options=dict(train=False),
+  ),
+  module_row(
+    PreActivationResNet(stages=(1,), classes=2, width=2),
     lambda rng: (rng.normal(size=(EXAMPLES, 4, 4, 1)),),
     options=dict(train=False),
   ),

@@ -17,7 +17,8 @@ from tests.conformance import CLASSES, draw_logits, row
 def compiled(inputs, state, rate, due):
   new = bounds.activation_bound_update(inputs, state=state, rate=rate)
   rules = {name: rule(new) for name, rule in bounds.BOUND_RULES.items()}
-  frozen = {name: bounds.freeze_bounds(new, when=due, rule=rule) for name, rule in bounds.BOUND_RULES.items()}
+  freeze = functools.partial(bounds.freeze_bounds, new, when=due, per_tensor=False)
+  frozen = {name: freeze(rule=rule) for name, rule in bounds.BOUND_RULES.items()}
   return rules, frozen, bounds.per_tensor_bounds(frozen["mean_of_max"])
 
 
@@ -32,6 +33,13 @@ def start(channels):
 
 def test_starts_with_nothing():
   assert all((a == b).all() for a, b in zip(bounds.activation_bound_init(3), start(3)))
+
+
+def test_one_bound_for_all_channels_is_the_default():
+  state = bounds.activation_bound_update(jnp.array([[2.0, 5.0]]), state=bounds.activation_bound_init(2), rate=1.0)
+  assert bounds.freeze_bounds(state).bound.tolist() == [5.0, 5.0]
+  assert bounds.freeze_bounds(state, per_tensor=False).bound.tolist() == [2.0, 5.0]
+  assert bounds.freeze_bounds(state, when=False).bound.tolist() == [-1.0, -1.0]
 
 
 def test_moving_average_of_the_maximum_is_not_corrected():

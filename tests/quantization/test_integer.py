@@ -96,7 +96,7 @@ def test_network_in_integers_is_the_fake_quantized_one_with_bounds_per_tensor():
   def outputs():
     variables = Network(name="n").init(jax.random.key(1), images)
     stats = Network().apply(variables, images, mutable=["quant_stats"])[1]["quant_stats"]
-    frozen = bounds.freeze_bounds(stats)
+    frozen = bounds.freeze_bounds(stats, per_tensor=False)
     variables = {**variables, "quant_stats": bounds.per_tensor_bounds(frozen)}
     # The layers' names come from their classes.
     renamed = {

@@ -59,7 +59,7 @@ def test_layers_are_flax_layers_on_rounded_operands(kind, extra):
   bits = own(weight_bits=4, act_bits=3)
   state = bits.init(jax.random.key(0), x)
   state["params"]["bias"] += 0.3
-  stats = bounds.freeze_bounds(bits.apply(state, x, mutable=["quant_stats"])[1]["quant_stats"])
+  stats = bounds.freeze_bounds(bits.apply(state, x, mutable=["quant_stats"])[1]["quant_stats"], per_tensor=False)
   state["quant_stats"] = stats
 
   @jax.jit

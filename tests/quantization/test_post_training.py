@@ -65,7 +65,7 @@ def test_one_batch_is_enough_and_all_count_the_same(trained):
     layer = QConv(3, (1, 1), act_bits=4, signed=True, from_first_batch=from_first_batch)
     variables = layer.init(jax.random.key(0), batches[0])
     new = layer.apply(variables, batches[0], mutable=["quant_stats"])[1]["quant_stats"]
-    bound = freeze_bounds(new)["input_bound"]["state"].bound
+    bound = freeze_bounds(new, per_tensor=False)["input_bound"]["state"].bound
     np.testing.assert_allclose(bound, fraction * expected(1), rtol=1e-5)
 
 

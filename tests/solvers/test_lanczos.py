@@ -49,6 +49,10 @@ def test_exhausted_span_and_bad_input():
   result = jax.jit(lambda v: lanczos_decomposition(lambda v: 2 * v, v, steps=3))(jnp.ones(4))
   np.testing.assert_allclose(result.diagonal, [2, 0, 0], atol=1e-6)
   assert np.isfinite(result.vectors).all() and not np.any(result.vectors[1:])
+  none = jax.jit(lambda v: lanczos_decomposition(lambda v: 2 * v, v, steps=3))(jnp.zeros(4))
+  assert not any(np.any(leaf) for leaf in none)  # zeros, and no NaN
+  gradient = jax.grad(lambda v: sum(jnp.sum(x) for x in lanczos_decomposition(lambda v: 2 * v, v, steps=3)))
+  assert np.isfinite(gradient(jnp.ones(4))).all() and np.isfinite(gradient(jnp.zeros(4))).all()
   with pytest.raises(ValueError, match="steps must lie"):
     lanczos_decomposition(lambda v: v, jnp.ones(4), steps=5)
   with pytest.raises(ValueError, match="values must have the shape"):

@@ -316,6 +316,30 @@ def test_repaired_plans_are_feasible_and_nearly_optimal(k, x64):
   np.testing.assert_allclose(primal, result.value, atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_column_without_mass_changes_nothing(k, x64):
+  """Value, plan and gradients are those of the problem without it."""
+  cost, a, b = problem(5)
+  padded = np.concatenate([cost, np.full((M, 1), 0.3)], 1), a, np.append(b, 0.0)
+  for solve in (ot.solve_sparse_transport, ot.solve_sparse_transport_dual):
+    call = lambda cost, a, b, solve=solve: solve(cost, a, b, k=k, regularization=0.3, steps=1500)
+    function = jax.jit(
+      lambda cost, a, b, call=call: (call(cost, a, b), jax.grad(lambda *x: call(*x).value)(cost, a, b))
+    )
+    (one, _), (more, wide) = function(cost, a, b), function(*padded)
+    np.testing.assert_allclose(more.value, one.value, rtol=1e-5)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((more, wide)))
+    np.testing.assert_allclose(more.plan[:, -1], 0, atol=2e-4)
+  semidual = functools.partial(ot.sparse_transport_semidual, k=k, regularization=0.3)
+  alpha = np.linspace(0, 1, M)
+  np.testing.assert_allclose(semidual(alpha, *padded), semidual(alpha, cost, a, b), rtol=1e-14)
+  slopes = jax.grad(semidual, argnums=(0, 1, 2, 3))(jnp.asarray(alpha), *padded)
+  assert all(jnp.isfinite(leaf).all() for leaf in slopes)
+  np.testing.assert_allclose(slopes[3][-1], -(alpha - padded[0][:, -1]).max(), rtol=1e-12)  # the price of a first grain
+  plan = ot.sparse_transport_plan(alpha, padded[0], padded[2], k=k, regularization=0.3)
+  np.testing.assert_allclose(plan.sum(0), padded[2], atol=1e-12)
+
+
 def test_repair_refuses():
   cost, a, b = problem(0)
   with pytest.raises(ValueError, match="extra must"):

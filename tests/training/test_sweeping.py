@@ -5,11 +5,13 @@ import importlib
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxreg.training import examples, fit, grid, program, sweep, sweep_settings, trial_mesh
+from jaxreg.training import examples, fit, gradient_task, grid, program, sweep, sweep_settings, trial_mesh
 from jaxreg.training import mesh as mesh_lib
 
 module = importlib.import_module("jaxreg.training.sweeping")  # the name `sweep` is the function
@@ -248,3 +250,32 @@ def test_a_step_that_does_not_count_is_refused(task):
   for run in (lambda: sweep(stuck, POINTS, engine="map", **OPTIONS), lambda: fit(stuck, steps=10, progress=False)):
     with pytest.raises(ValueError, match="must return state.advance"):
       run()
+
+
+@pytest.mark.parametrize("engine", ["map", "vmap"])
+def test_leaves_of_less_than_a_byte(engine, tmp_path):
+  """Stored int4 weights among what is not trained."""
+  rng = np.random.default_rng(0)
+  weights = jnp.asarray([3, -8, 7], jnp.int4)
+
+  def objective(params, extra, batch, context):
+    outputs = batch["x"] @ (params["scale"] * extra["weights"].astype(jnp.float32))
+    return jnp.mean((outputs - batch["y"]) ** 2), (extra, {})
+
+  task = gradient_task(
+    lambda key, hparams: ({"scale": jnp.ones(3)}, {"weights": weights}),
+    objective,
+    lambda hparams: optax.sgd(hparams["learning_rate"]),
+    data={"x": rng.normal(size=(32, 3)).astype(np.float32), "y": rng.normal(size=32).astype(np.float32)},
+    batch_size=8,
+    hparams={"learning_rate": 0.01},
+  )
+  options = dict(seeds=[0, 1], steps=4, engine=engine, progress=False, keep_params=True, folder=tmp_path)
+  result = sweep(task, grid(learning_rate=[0.01, 0.02]), **options)
+  again = sweep(task, grid(learning_rate=[0.01, 0.02]), **options)
+  for one in (result, again):
+    assert one.extra["weights"].dtype == jnp.int4
+    np.testing.assert_array_equal(
+      np.asarray(one.extra["weights"], np.int8), np.tile([3, -8, 7], (*one.extra["weights"].shape[:-1], 1))
+    )
+  np.testing.assert_array_equal(again.params["scale"], result.params["scale"])

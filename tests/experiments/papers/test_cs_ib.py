@@ -1,0 +1,9 @@
+from tests.experiments import recipe_checks
+
+
+def test_smoke(tmp_path):
+  recipe_checks.check_smoke("cs_ib", tmp_path)
+
+
+def test_run_and_predict(tmp_path):
+  recipe_checks.check_run_and_predict("cs_ib", tmp_path)
