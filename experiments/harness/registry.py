@@ -6,7 +6,8 @@ A recipe is a module in `papers/` or `studies/`, or anywhere else by its module 
 - `cell(config) -> Cell`: what `run` trains and `sweep` varies;
 - for `verify`: `cells(config, seeds) -> {name: Cell}` or `measure(config, seeds, trained) -> {name: [seeds, ...]}`, or
   both; `summary(config, trials) -> {name: [seeds, ...]}`, by default what was measured; `claims(config)`;
-  `figure(config, summary, path)`; and perhaps `table(config, summary)`, `DEVIATIONS`, `NOTES` or `notes(config)`.
+  `figure(config, summary, path)`; and perhaps `table(config, summary)`, `tables(config, summary)` by title,
+  `DEVIATIONS`, `NOTES` or `notes(config)`.
 """
 
 import ast

@@ -126,6 +126,8 @@ def _section(name: str, preset: str, record: dict) -> list[str]:
   lines += [f"{_line(note)}\n" for note in record.get("notes", [])]
   if "table" in record:
     lines += [*_table(record["table"]), ""]
+  for title, rows in record.get("tables", {}).items():
+    lines += [f"{title}:\n", *_table(rows), ""]
   if (records.RESULTS / name / preset / "figure.png").exists():
     lines.append(f"![{name}](results/{name}/{preset}/figure.png)\n")
   return lines

@@ -68,7 +68,8 @@ def judged(recipe, config, trials: Trials) -> dict:
     "notes": list(recipe.notes(config) if hasattr(recipe, "notes") else getattr(recipe, "NOTES", ())),
   }
   table = {"table": recipe.table(config, found)} if hasattr(recipe, "table") else {}
-  return records.rounded(records.strict(parts | table))
+  tables = {"tables": recipe.tables(config, found)} if hasattr(recipe, "tables") else {}
+  return records.rounded(records.strict(parts | table | tables))
 
 
 def _trained(recipe, config, seeds, folder, who, progress) -> tuple[Trials, dict]:

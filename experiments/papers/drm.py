@@ -4,6 +4,7 @@ Digits rotated beyond the angles seen in training, and coloured digits, where th
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from experiments.harness.claims import Claim
 from experiments.harness.selection import training_domain_validation
 from experiments.harness.trials import Cell
 from experiments.problems.distillation import index_data
+from experiments.problems.domains import domain_parts
 from jaxreg.data import bundled
 from jaxreg.data.environments import colored_digits, rotate_images
 from jaxreg.layers import DomainHeads
@@ -109,31 +111,11 @@ def _images():
   return data["x"].reshape(-1, 28, 28, 1)[:, ::2, ::2], data["y"].astype(np.int32)
 
 
-def _parts(config: Config, key) -> dict[str, dict[str, jax.Array]]:
-  """Training and validation images `[images, sources, …]` and target images `[images, …]`, all different images."""
+def _in_domain(config: Config, key, rows, domain: float):
   x, y = map(jnp.asarray, _images())
-  sources = len(config.sources)
-  of_rows, key = jax.random.split(key)
-  rows = jax.random.permutation(of_rows, len(y))
-  train, valid, test, _ = jnp.split(rows, np.cumsum([sources * config.train, sources * config.valid, config.test]))
-  keys = jax.random.split(key, (3, sources))
-  of_sources = lambda rows, keys: [
-    _in_domain(config, k, x[each], y[each], domain)
-    for each, k, domain in zip(rows.reshape(sources, -1), keys, config.sources)
-  ]
-  columns = lambda pairs: {name: jnp.stack(each, 1) for name, each in zip("xy", zip(*pairs))}
-  target = _in_domain(config, keys[2, 0], x[test], y[test], config.target)
-  return {
-    "train": columns(of_sources(train, keys[0])),
-    "valid": columns(of_sources(valid, keys[1])),
-    "target": dict(zip("xy", target)),
-  }
-
-
-def _in_domain(config: Config, key, images, labels, domain: float):
   if config.problem == "rotated":
-    return rotate_images(images, degrees=domain), labels.astype(jnp.int32)
-  return colored_digits(key, images, labels, color_flip=1 - domain, label_flip=config.label_noise)[:2]
+    return rotate_images(x[rows], degrees=domain), y[rows]
+  return colored_digits(key, x[rows], y[rows], color_flip=1 - domain, label_flip=config.label_noise)[:2]
 
 
 class Network(nn.Module):
@@ -176,7 +158,11 @@ def task(config: Config) -> Task:
 
   def init(key, hparams):
     of_parts, key = jax.random.split(key)
-    extra = _parts(config, of_parts)
+    sizes = dict(train=config.train, valid=config.valid, test=config.test)
+    extra = domain_parts(
+      of_parts, functools.partial(_in_domain, config), examples=len(_images()[1]), sources=config.sources,
+      target=config.target, **sizes,
+    )  # fmt: skip
     return network.init(key, extra["train"]["x"][:1, 0])["params"], extra
 
   def objective(params, extra, batch, context):
