@@ -11,6 +11,8 @@ BENCHMARKS = {
   "large_outputs": "memory and time of softmax-like losses over many classes: plain, sharded, chunked",
   "z_loss": "a step of an output layer over up to 800,000 classes: softmaxes against the factored Z-loss",
   "pair_losses": "losses of pairs of embeddings against pytorch-metric-learning",
+  "domains": "a step of every method of domain generalization against one of ERM",
+  "robust_losses": "memory and time of robust losses by the number of steps of their attacks",
   "compaction": "a pruned network with its zero neurons and filters in place and removed",
   "loop_conv": "training convolutions within one loop on a CPU: another gradient than that of JAX",
   "ftwt": "a convolution with filters pruned per image: whole, masked, gathered",
