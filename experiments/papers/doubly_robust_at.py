@@ -404,8 +404,8 @@ NOTES = (
   "What is vulnerable here are the classes with few images. Weights of the classes know that, and do best.",
   "How large the difference is depends on which images are in the training and which in the test: every seed draws them"
   " anew. With 32 seeds those to equal weights, GAIRAT and Fast-BAT are about 0.",
-  "In the first run (24 seeds, six settings for each method, one of the barrier's that was worse without the implicit"
-  " term) the term changed robust accuracy by 0.044, and the claim that it changes little was not reproduced.",
+  "In the first run (24 seeds, six settings for each method) the term changed robust accuracy by 0.044, and the claim"
+  " that it changes little was not reproduced.",
 )
 DEVIATIONS = (
   "Digits of 8 × 8 pixels and networks with one hidden layer in place of CIFAR-10, SVHN and residual networks, which"
