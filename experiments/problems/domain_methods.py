@@ -21,11 +21,12 @@ from jaxreg.transforms import fish, gam, reset_at, sagm, sam, udim_value_and_gra
 
 __all__ = ["DERIVATIVES", "METHODS", "PROBLEMS", "SOURCES", "DomainProblem", "domain_task"]
 
-# Source domains and target: how often the colour is not the label, degrees, corruptions.
+_AT = CORRUPTIONS.index
+# Source domains and target: how often the colour is not the label, degrees, places of corruptions.
 PROBLEMS = {
   "colored": ((0.1, 0.2, 0.3), 0.9),
   "rotated": ((0.0, 20.0, 40.0), 65.0),
-  "corrupted": (("blur", "contrast", "brightness"), "Gaussian noise"),
+  "corrupted": ((_AT("blur"), _AT("contrast"), _AT("brightness")), _AT("Gaussian noise")),
 }
 SOURCES = 3
 METHODS = (
@@ -126,7 +127,7 @@ def _place(config: DomainProblem, key, rows, domain):
     )[:2]  # fmt: skip
   if config.name == "rotated":
     return rotate_images(images[rows, ..., None], degrees=domain), labels[rows]
-  return jnp.asarray(_corrupted()[CORRUPTIONS.index(domain)])[rows, ..., None], labels[rows]
+  return jnp.asarray(_corrupted())[domain, rows, ..., None], labels[rows]
 
 
 def _network(config: DomainProblem):
